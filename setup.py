@@ -1,0 +1,6 @@
+"""All metadata stands in setup.cfg."""
+
+from setuptools import setup
+
+
+setup()

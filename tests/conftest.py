@@ -1,0 +1,58 @@
+"""Fixtures of all tests: tiny models and tokenizers built here, offline, once a session and copied per test."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from pathlib import Path
+
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+sys.path.insert(0, str(Path(__file__).parent))
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def _seeded():
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def _tokenizer():
+    from tiny import chatml_tokenizer
+
+    return chatml_tokenizer()
+
+
+@pytest.fixture
+def tiny_tokenizer(_tokenizer):
+    """A byte-level tokenizer with a ChatML template; `<|im_end|>` ends a turn, `<|pad|>` pads."""
+    return copy.deepcopy(_tokenizer)
+
+
+@pytest.fixture(scope="session")
+def _llama(_tokenizer):
+    from tiny import random_llama
+
+    return random_llama(len(_tokenizer))
+
+
+@pytest.fixture
+def tiny_llama(_llama):
+    """A random two-layer Llama (GQA, 32 wide, float32) over the tiny tokenizer's vocabulary."""
+    return copy.deepcopy(_llama)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The real data beside the checkout; tests that measure on it say why they skip where it is absent."""
+    path = Path(__file__).resolve().parents[2] / "shared" / "data"
+    if not path.is_dir():
+        pytest.skip("the real data (../shared/data beside the checkout) is absent")
+    return path

@@ -1,0 +1,278 @@
+"""A Claude model as the judge, over Anthropic's Messages API: one request, not streamed, with structured output.
+
+Owns the transport and nothing else: retries of transport faults, the reading of the reply's envelope, its price. What
+is asked and how a verdict is read is `contextual.py`. The key stays inside the SDK's client: it is in no attribute, no
+fingerprint, no message of an error. The API returns no log-probabilities, so Claude can judge but not be the teacher
+of a probabilistic ranking; it has no temperature and no seed, so repeats differ by themselves.
+"""
+
+from __future__ import annotations
+
+import email.utils
+import json
+import math
+import os
+import random
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import BuildError, InputError
+from .base import JudgeRequest, Reply, Usage, Verdict
+from .contextual import ContextualProtocol
+from .prices import load_prices, price
+
+
+MAX_RETRY_AFTER = 60.0  # seconds; the SDK obeys any `retry-after`, and 4.3 million seconds have been seen
+# The API adds text of its own to a request with a schema; the bound on input tokens leaves room for it.
+_OVERHEAD_TOKENS = 2000
+_WAYS_OUT = {
+    400: "Check the model's id and that it knows structured output and this `effort` (effort=None leaves it out).",
+    401: "The API key was refused: check ANTHROPIC_API_KEY.",
+    402: "The account cannot pay: check its credit.",
+    403: "The key may not use this model: check the workspace's permissions.",
+    404: "Check the model's id (and `base_url`, if you set one).",
+    413: "The row is too large for the API: shorten its prompt or lower max_new_tokens.",
+}
+
+
+class _Fault(Exception):
+    """A 200 whose body is no message: torn, empty, HTML, `null`. Retryable."""
+
+
+class AnthropicJudge:
+    """Scores candidates with a Claude model.
+
+    A request that is refused is a reply like any other (status `refused`, with the category): the category
+    `frontier_llm` means that the provider took the request for the making of a competing model, which its terms
+    restrict; read them before you build training data with this judge. One `AnthropicJudge` may be used by many
+    threads.
+
+    Args:
+        model: a model id, such as `claude-opus-5-5`.
+        effort: `low` to `max`, or None to leave it to the API.
+        max_tokens: limit of a reply in tokens, thinking included; a reply that hits it has status `truncated`.
+        concurrency: requests in flight at once.
+        max_retries: how often a request is repeated after a transport fault (connection, 408, 409, 429, 5xx, a body
+            that is no message). A repeated request may be billed twice; the API has no way to tell.
+        base_url: another server that speaks the Messages API.
+        api_key: default: the environment variable ANTHROPIC_API_KEY.
+        timeout: seconds a request may take.
+        protocol: how verdicts are asked for and read.
+        prices: a YAML file of prices to lay over the built-in table ([`tuna_trl.clients.prices`]).
+
+    Raises:
+        InputError: no API key, or an argument out of range; before anything is sent.
+    """
+
+    method = "judge"
+    paid = True
+    max_batch = 1
+
+    def __init__(
+        self,
+        model: str = "claude-opus-5-5",
+        *,
+        effort: str | None = "low",
+        max_tokens: int = 4096,
+        concurrency: int = 4,
+        max_retries: int = 6,
+        base_url: str | None = None,
+        api_key: str | None = None,
+        timeout: float = 600.0,
+        protocol: ContextualProtocol | None = None,
+        prices: str | Path | None = None,
+    ) -> None:
+        least = {"max_tokens": (max_tokens, 1), "concurrency": (concurrency, 1), "max_retries": (max_retries, 0)}
+        for name, (value, minimum) in least.items():
+            if value < minimum:
+                raise InputError(f"AnthropicJudge: {name} is {value}, expected {minimum} or more.")
+        if base_url is not None and not base_url.startswith(("http://", "https://")):
+            raise InputError(f"AnthropicJudge: base_url is {base_url!r}, expected http://... or https://...")
+        self.name = model
+        self.concurrency = concurrency
+        self.protocol = protocol or ContextualProtocol()
+        self._effort = effort
+        self._max_tokens = max_tokens
+        self._max_retries = max_retries
+        self._prices = load_prices(prices)
+        self._client = _client(_checked_key(api_key), base_url, timeout)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Model, effort, token limit and protocol; neither URL nor key."""
+        return {
+            "judge": "anthropic",
+            "model": self.name,
+            "effort": self._effort,
+            "max_tokens": self._max_tokens,
+            **self.protocol.fingerprint(),
+        }
+
+    def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
+        """One exchange a request, one after the other.
+
+        Raises:
+            InputError: the server says that the request or the key is wrong (400 to 404, 413, 422).
+            BuildError: no reply after `max_retries` repeats.
+        """
+        return [self._exchange(request) for request in requests]
+
+    def parse(self, request: JudgeRequest, reply: Reply) -> Verdict:
+        return self.protocol.parse(request, reply)
+
+    def worst_case_cost(self, request: JudgeRequest) -> float | None:
+        """Price in USD if every byte sent were a token and the reply ran to `max_tokens`; None: price not known."""
+        body = self._body(request)
+        sent = body["system"] + body["messages"][0]["content"] + json.dumps(body["output_config"])
+        usage = Usage(input=len(sent.encode("utf-8", "replace")) + _OVERHEAD_TOKENS, output=self._max_tokens)
+        return self.cost(usage)
+
+    def cost(self, usage: Usage) -> float | None:
+        return price(self.name, usage, self._prices)
+
+    def _body(self, request: JudgeRequest) -> dict[str, Any]:
+        system, user = self.protocol.render(request)
+        config: dict[str, Any] = {
+            "format": {"type": "json_schema", "schema": self.protocol.schema(len(request.candidates))}
+        }
+        if self._effort is not None:
+            config["effort"] = self._effort
+        return {
+            "model": self.name,
+            "max_tokens": self._max_tokens,
+            "system": system,
+            "messages": [{"role": "user", "content": user}],
+            "output_config": config,
+        }
+
+    def _exchange(self, request: JudgeRequest) -> Reply:
+        """One reply; transport faults are repeated with growing pauses, everything else is returned or raised."""
+        import anthropic
+        import httpx2
+
+        body = self._body(request)
+        for tried in range(self._max_retries + 1):
+            retry_after = None
+            try:
+                return _read_reply(self._client.messages.with_raw_response.create(**body))
+            except anthropic.APIStatusError as error:
+                fault = self._hide_key(f"HTTP {error.status_code}: {error.api_message or type(error).__name__}")
+                if not _retryable(error):
+                    raise self._final(error.status_code, fault) from None
+                retry_after = _retry_after(error.response.headers)
+            except (anthropic.APIConnectionError, httpx2.HTTPError, _Fault) as error:
+                fault = self._hide_key(f"{type(error).__name__}: {error}")
+            if tried < self._max_retries:
+                time.sleep(_pause(tried, retry_after))
+        raise BuildError(
+            f"{self.name} gave no reply in {self._max_retries + 1} tries (last: {fault}). Everything received before "
+            "is kept; run the same command again to go on."
+        )
+
+    def _final(self, status: int, fault: str) -> Exception:
+        if status in _WAYS_OUT or status == 422:
+            return InputError(f"{self.name} refused the request ({fault}). {_WAYS_OUT.get(status, '')}".rstrip())
+        return BuildError(f"{self.name} refused the request and asked not to be asked again ({fault}).")
+
+    def _hide_key(self, text: str) -> str:
+        """A server's words without the key, should it echo the request."""
+        return text.replace(self._client.api_key, "<key>")
+
+
+def _checked_key(api_key: str | None) -> str:
+    """The key to use; one that no HTTP header can hold is refused here, before an error could quote it."""
+    key = (api_key or os.environ.get("ANTHROPIC_API_KEY") or "").strip()
+    if not key:
+        raise InputError(
+            "The Claude judge needs an API key, and the environment variable ANTHROPIC_API_KEY is not set. Set it, or "
+            "rank offline and free of charge with the reference judge (judge='reference', ReferenceJudge()), which "
+            "compares responses with each row's `reference` answer."
+        )
+    if not all("!" <= character <= "~" for character in key):
+        raise InputError(
+            "ANTHROPIC_API_KEY (or api_key) holds a space, a line break or a character outside ASCII, so it is no API "
+            "key: copy it again."
+        )
+    return key
+
+
+def _client(api_key: str, base_url: str | None, timeout: float) -> Any:
+    """The SDK's client: no retries of its own (ours are bounded and know a broken body), no tracing."""
+    import anthropic
+
+    return anthropic.Anthropic(
+        api_key=api_key,
+        base_url=base_url,
+        timeout=timeout,
+        max_retries=0,
+        open_telemetry=False,
+    )
+
+
+def _read_reply(raw: Any) -> Reply:
+    """The envelope of a reply, read from the body itself.
+
+    Not through the SDK's types: lenient they take HTML for a string and `{}` for a message of Nones, strict they turn
+    a stop reason that they don't know yet into an error, and a reply that was paid for into one to be asked for again.
+    """
+    try:
+        message = json.loads(raw.text())
+    except (ValueError, RecursionError) as error:
+        raise _Fault(f"the body is no JSON ({type(error).__name__})") from None
+    if not isinstance(message, Mapping) or message.get("type") != "message":
+        raise _Fault("the body is no message")
+    content, usage = message.get("content"), message.get("usage")
+    if not isinstance(content, list) or not isinstance(usage, Mapping):
+        raise _Fault("the message has no content or no usage")
+    # A thinking block usually comes first; only text is the verdict.
+    blocks = [block for block in content if isinstance(block, Mapping) and block.get("type") == "text"]
+    text = "".join(str(block.get("text", "")) for block in blocks)
+    stop_reason = message.get("stop_reason")
+    if stop_reason == "refusal":  # content is empty then; the category is all there is to keep
+        text = json.dumps({"stop_details": message.get("stop_details"), "text": text}, ensure_ascii=False)
+    return Reply(
+        raw=text,
+        stop_reason=stop_reason,
+        request_id=raw.headers.get("request-id") or message.get("id"),
+        model=message.get("model"),
+        usage=Usage(
+            input=usage.get("input_tokens") or 0,
+            cached=usage.get("cache_read_input_tokens") or 0,
+            cache_write=usage.get("cache_creation_input_tokens") or 0,
+            output=usage.get("output_tokens") or 0,
+            thinking=(usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0,
+        ),
+    )
+
+
+def _retryable(error: Any) -> bool:
+    """Whether the same request may succeed later; the server's own word on it counts more than its status."""
+    asked = error.response.headers.get("x-should-retry")
+    if asked in ("true", "false"):
+        return asked == "true"
+    return error.status_code in (408, 409, 429) or error.status_code >= 500
+
+
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait: `retry-after-ms`, or `retry-after` as seconds or as a date."""
+    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
+        try:
+            seconds = float(headers[name]) / unit
+        except (KeyError, ValueError):
+            continue
+        return seconds if seconds >= 0 else None  # NaN compares false
+    try:
+        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    except (KeyError, ValueError, OverflowError):
+        return None
+
+
+def _pause(tried: int, retry_after: float | None) -> float:
+    """Seconds to wait after try number `tried` (from 0): 1, 2, 4, 8, ... with jitter, at most [`MAX_RETRY_AFTER`].
+
+    The server's `retry-after` is waited out up to that cap, plus jitter, so that clients do not return as one.
+    """
+    if retry_after is not None and math.isfinite(retry_after):
+        return min(retry_after, MAX_RETRY_AFTER) + random.uniform(0.0, 1.0)
+    return min(2.0**tried, MAX_RETRY_AFTER) * random.uniform(0.5, 1.0)

@@ -1,0 +1,168 @@
+"""What a sampler and a judge are: two small protocols and the plain records that pass between them and the builders.
+
+A sampler turns prompts into responses with their own token log-probabilities; a judge turns candidates into scores.
+Clients know nothing of journals, retries of malformed verdicts, ranks or datasets: the builders own those. Nothing
+here imports torch or an SDK.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+from ..data.schema import Messages
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. `temperature=1, top_p=1, top_k=0` draws from the model's own distribution.
+
+    `max_new_tokens` counts tokens, the end token included.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0  # 0 = no cut
+    max_new_tokens: int = 256
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Tokens billed for one reply, by kind. `input` counts uncached input; `output` includes `thinking`."""
+
+    input: int = 0
+    cached: int = 0  # read from the provider's prompt cache
+    cache_write: int = 0
+    output: int = 0
+    thinking: int = 0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(**{name: value + getattr(other, name) for name, value in asdict(self).items()})
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One sampled response.
+
+    `token_logprobs` are natural logs in nats, at temperature 1, from raw logits, whatever temperature it was drawn at;
+    the end token counts when the model produced it (`finish_reason == "stop"`).
+    """
+
+    text: str
+    token_logprobs: tuple[float, ...]
+    finish_reason: str  # "stop" | "length"
+    usage: Usage = field(default_factory=Usage)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Sample:
+        return cls(
+            text=record["text"],
+            token_logprobs=tuple(record["token_logprobs"]),
+            finish_reason=record["finish_reason"],
+            usage=Usage(**record["usage"]),
+        )
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Draws responses. `name` is the model id that goes into the rows."""
+
+    name: str
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything about the sampler that changes what it returns (model, template hash, dtype); goes into keys."""
+        ...
+
+    def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
+        """Tokens of each prompt with its generation prompt; the builder cuts buckets of similar length from them."""
+        ...
+
+    def sample(
+        self, prompts: Sequence[Messages], n: int, sampling: Sampling, *, seeds: Sequence[Sequence[int]]
+    ) -> list[list[Sample]]:
+        """`n` responses to each prompt. `seeds[i][k]` is the seed of sample k of prompt i, so that no sample depends
+        on what else is drawn in the same call."""
+        ...
+
+
+@dataclass(frozen=True)
+class JudgeRequest:
+    """One question to a judge: the candidates in the order they are shown.
+
+    `nonce` marks the delimiters around candidate text, so that a candidate cannot forge them; it is derived by the
+    builder from the row, not random, so that the same request has the same journal key.
+    """
+
+    prompt: Messages
+    candidates: tuple[str, ...]  # in shown order
+    reference: str | None = None
+    repeat: int = 0
+    nonce: str = ""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What came back over the wire, before anybody read a meaning into it."""
+
+    raw: str
+    stop_reason: str | None = None
+    request_id: str | None = None
+    model: str | None = None
+    usage: Usage = field(default_factory=Usage)
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, record: Mapping[str, Any]) -> Reply:
+        return cls(**{**record, "usage": Usage(**record["usage"])})
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """A reply, read. `scores[i]` belongs to the candidate shown at place i (None: not scored).
+
+    `order` is the judge's own ranking, shown places best first, which breaks ties between equal scores; None if the
+    protocol has none. `status` is `ok`, or why the row cannot be ranked: `malformed`, `refused`, `truncated`,
+    `inconsistent` (the judge's ranking contradicts its own scores).
+    """
+
+    status: str
+    scores: tuple[float | None, ...]
+    order: tuple[int, ...] | None = None
+    detail: str | None = None  # what was wrong, for people
+
+
+@runtime_checkable
+class Judge(Protocol):
+    """Scores candidates. `method` goes into `ranking_method` of the rows; `paid` judges need a cost cap and a yes."""
+
+    name: str
+    method: str  # "judge" | "reference" | "reward_model"
+    paid: bool
+    concurrency: int  # requests in flight at once
+    max_batch: int  # requests in one `ask`
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything about the judge that changes its reply (model, protocol version, template and schema hash)."""
+        ...
+
+    def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
+        """One exchange per request; transport faults are retried inside, refusals and bad verdicts are not."""
+        ...
+
+    def parse(self, request: JudgeRequest, reply: Reply) -> Verdict:
+        """Read a reply; pure, so that a journalled reply can be read again. Never repairs by guess."""
+        ...
+
+    def worst_case_cost(self, request: JudgeRequest) -> float | None:
+        """Upper bound of the price of one ask in USD (0.0 for free judges, None if the price is not known)."""
+        ...
+
+    def cost(self, usage: Usage) -> float | None:
+        """Price in USD of what was used (0.0 for free judges, None if the price is not known)."""
+        ...

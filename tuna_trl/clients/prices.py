@@ -1,0 +1,113 @@
+"""What tokens cost: a dated table (prices.yaml beside this file) and the price of a usage. Touches no network.
+
+A model that is not in the table has no price: None, never 0, so that nothing unknown passes for free.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from .base import Usage
+
+
+KINDS = ("input", "cached", "cache_write", "output")
+
+
+@dataclass(frozen=True)
+class PriceTable:
+    """USD per million tokens, by model and kind of token, as of `date`."""
+
+    date: str
+    models: Mapping[str, Mapping[str, Any]]
+
+    def rates(self, model: str) -> Mapping[str, Any] | None:
+        """The entry of a model; an id with a date (`claude-haiku-4-5-20251001`) has the price of the id without."""
+        return self.models.get(model) or self.models.get(re.sub(r"-\d{8}$", "", model))
+
+
+def load_prices(path: str | Path | None = None) -> PriceTable:
+    """The built-in table, with the models of a YAML file of the same form laid over it.
+
+    Raises:
+        InputError: the file cannot be read or is not of that form.
+    """
+    built_in = _built_in()
+    if path is None:
+        return built_in
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"prices: the price file {path} cannot be read: {error}.") from None
+    own = _read(text, str(path))
+    return PriceTable(own.date, {**built_in.models, **own.models})
+
+
+def price(model: str, usage: Usage, table: PriceTable | None = None) -> float | None:
+    """Price of `usage` in USD; None when the model, or a kind of token that was used, has no price in the table.
+
+    `thinking` is a part of `output` and is not billed again.
+
+    >>> price("claude-opus-5-5", Usage(input=1_000_000, output=100_000))
+    6.0
+    >>> price("a-model-nobody-knows", Usage(input=1)) is None
+    True
+    """
+    rates = (table or _built_in()).rates(model)
+    if rates is None:
+        return None
+    tier = rates.get("long_prompt")
+    if tier and usage.input + usage.cached + usage.cache_write > tier["over"]:
+        rates = tier
+    total = 0.0
+    for kind in KINDS:
+        if tokens := getattr(usage, kind):
+            if rates.get(kind) is None:
+                return None
+            total += tokens * rates[kind]
+    return total / 1e6
+
+
+@cache
+def _built_in() -> PriceTable:
+    text = resources.files("tuna_trl.clients").joinpath("prices.yaml").read_text(encoding="utf-8")
+    return _read(text, "prices.yaml")
+
+
+def _read(text: str, where: str) -> PriceTable:
+    import yaml
+
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise InputError(f"prices: {where} is no YAML: {error}.") from None
+    if not isinstance(content, Mapping) or not isinstance(content.get("models"), Mapping):
+        raise InputError(
+            f"prices: {where} needs a key `models` with an entry a model, like "
+            "`models: {my-model: {input: 1.0, output: 5.0}}` (USD per million tokens)."
+        )
+    for model, rates in content["models"].items():
+        _check_rates(rates, f"prices: {where}: {model}", tier=False)
+    return PriceTable(str(content.get("date")), content["models"])
+
+
+def _check_rates(rates: Any, where: str, *, tier: bool) -> None:
+    if not isinstance(rates, Mapping):
+        raise InputError(f"{where} is {rates!r}, expected prices by kind ({', '.join(KINDS)}).")
+    allowed = {*KINDS, "over"} if tier else {*KINDS, "long_prompt"}
+    if unknown := sorted(str(key) for key in set(rates) - allowed):
+        raise InputError(f"{where} has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(allowed))}.")
+    if missing := [kind for kind in ("input", "output", *(["over"] if tier else [])) if kind not in rates]:
+        raise InputError(f"{where} lacks {', '.join(missing)}.")
+    for key, value in rates.items():
+        if key == "long_prompt":
+            _check_rates(value, f"{where}: long_prompt", tier=True)
+        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
+            raise InputError(f"{where}: {key} is {value!r}, expected a number of USD per million tokens, 0 or more.")

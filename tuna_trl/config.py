@@ -1,0 +1,184 @@
+"""`TunaConfig`: TRL's `SFTConfig` and what a ranking loss adds. Reading a config loads no model."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import TrainingArguments
+from trl import SFTConfig
+
+from .collator import MLE_TARGETS
+from .data.prepare import EXCESS_LENGTH_STRATEGIES
+from .errors import InputError, did_you_mean
+from .losses.tuna import PAIR_REDUCTIONS
+
+
+BATCH_LAYOUTS = ("rows",)
+
+
+@dataclass
+class TunaConfig(SFTConfig):
+    r"""
+    Configuration of [`TunaTrainer`]: every field of [`trl.SFTConfig`], and the ones below. Where `bf16` is not set it
+    becomes True on hardware that has it and False elsewhere (`SFTConfig()` raises on a CPU);
+    `activation_checkpointing` is on as in TRL, under the name that transformers 5.23 does not warn about.
+
+    > Parameters that control the loss: total = mean ranking loss an instruction + mle_weight * mean NLL a target token
+
+    Parameters:
+        ranking_loss (`str` or callable, *optional*, defaults to `"tuna"`):
+            Name of a registered ranking loss, or a callable with the signature of `tuna_trl.losses`.
+        loss_kwargs (`dict` or `str`, *optional*):
+            More keyword arguments of the ranking loss.
+        margin (`float`, *optional*, defaults to `0.1`):
+            Margin per rank, in nats a token (Tuna, arXiv 2310.13385). `0` disables it.
+        pair_reduction (`str`, *optional*, defaults to `"gap_mean"`):
+            `"gap_mean"` (the released code) or `"sum"` (the paper's objective); see `tuna_trl.losses.tuna`.
+        length_exponent (`float`, *optional*, defaults to `1.0`):
+            s = logp / tokens ** length_exponent. `0` ranks by the sum of log-probabilities.
+        mle_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the likelihood term. `0` disables it.
+        mle_target (`str`, *optional*, defaults to `"all"`):
+            Which responses the likelihood term trains: `"all"` (the released code), `"best"` (all at rank 1),
+            `"reference"` (the row's reference answer; the paper) or `"none"`.
+
+    > Parameters that control the batch
+
+    Parameters:
+        batch_layout (`str`, *optional*, defaults to `"rows"`):
+            `"rows"`: one padded row a response, `(B, N, L)`. `per_device_train_batch_size` counts instructions.
+        max_responses (`int`, *optional*):
+            Train on the best so many responses of each row. `None` = all.
+        excess_length_strategy (`str`, *optional*):
+            What to do with a response that is longer than `max_length` tokens with its prompt: `"drop"`, `"truncate"`
+            or `"raise"`. `None` drops in ranked and preference data (a cut response has another score) and truncates
+            in SFT data, as TRL does.
+    """
+
+    _VALID_DICT_FIELDS = [*SFTConfig._VALID_DICT_FIELDS, "loss_kwargs", "model_init_kwargs", "dataset_kwargs"]
+
+    # typed `str` for the command line's parser; in Python a callable is accepted too
+    ranking_loss: str = field(default="tuna", metadata={"help": "Ranking loss: a registered name (or a callable)."})
+    loss_kwargs: dict[str, Any] | str | None = field(
+        default=None, metadata={"help": "More keyword arguments of the ranking loss, as JSON."}
+    )
+    margin: float = field(
+        default=0.1, metadata={"help": "Margin per rank, nats a token (Tuna, arXiv 2310.13385). 0 disables it."}
+    )
+    pair_reduction: str = field(
+        default="gap_mean",
+        metadata={
+            "help": "gap_mean = mean over the pairs of each rank gap (released code); sum = the paper's objective.",
+            "choices": list(PAIR_REDUCTIONS),
+        },
+    )
+    length_exponent: float = field(
+        default=1.0, metadata={"help": "s = logp / tokens ** length_exponent. 0 ranks by the sum of log-probs."}
+    )
+    mle_weight: float = field(default=1.0, metadata={"help": "Weight of the likelihood term. 0 disables it."})
+    mle_target: str = field(
+        default="all",
+        metadata={"help": "Responses that the likelihood term trains.", "choices": list(MLE_TARGETS)},
+    )
+    batch_layout: str = field(
+        default="rows",
+        metadata={"help": "rows = one padded row a response.", "choices": list(BATCH_LAYOUTS)},
+    )
+    max_responses: int | None = field(
+        default=None, metadata={"help": "Train on the best so many responses of each row. None = all."}
+    )
+    excess_length_strategy: str | None = field(
+        default=None,
+        metadata={
+            "help": "What to do with responses longer than max_length: drop, truncate or raise. "
+            "None = drop for ranked data, truncate for SFT data.",
+            "choices": list(EXCESS_LENGTH_STRATEGIES),
+        },
+    )
+
+    def __post_init__(self) -> None:
+        if self.bf16 is None:
+            self.bf16 = not self.fp16 and not self.use_cpu and _has_bf16()
+        # TRL's default arrives under a deprecated name and warns at every construction; the new name says the same.
+        if self.activation_checkpointing is None:
+            self.activation_checkpointing = self.gradient_checkpointing
+        if self.activation_checkpointing_kwargs is None:
+            self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
+        self.gradient_checkpointing = self.gradient_checkpointing_kwargs = None
+        super().__post_init__()
+        self._check()
+
+    def _check(self) -> None:
+        choices = {
+            "pair_reduction": PAIR_REDUCTIONS,
+            "mle_target": MLE_TARGETS,
+            "batch_layout": BATCH_LAYOUTS,
+            "excess_length_strategy": (None, *EXCESS_LENGTH_STRATEGIES),
+        }
+        for name, allowed in choices.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                known = [a for a in allowed if a]
+                raise InputError(
+                    f"`{name}` is {value!r}, expected one of {', '.join(known)}.{did_you_mean(str(value), known)}"
+                )
+        for name in ("margin", "mle_weight", "length_exponent"):
+            value = getattr(self, name)
+            if not value >= 0:
+                raise InputError(f"`{name}` is {value}; it must be a number >= 0 (0 disables it).")
+        if self.max_responses is not None and self.max_responses < 1:
+            raise InputError(f"`max_responses` is {self.max_responses}; use at least 1, or None for all.")
+        if self.max_length is not None and self.max_length < 2:
+            raise InputError(f"`max_length` is {self.max_length}; a prompt and a response need at least 2 tokens.")
+        if self.loss_type not in ("nll", "dft"):
+            raise InputError(
+                f"`loss_type` is {self.loss_type!r}; it chooses the likelihood term, 'nll' or 'dft'. "
+                "The ranking loss is chosen by `ranking_loss`."
+            )
+        for name, reason in REFUSED_FIELDS.items():
+            default = next(f for f in dataclasses.fields(self) if f.name == name).default
+            if getattr(self, name) != default:
+                raise InputError(f"`{name}` = {getattr(self, name)!r} is not supported by TunaTrainer: {reason}")
+
+
+# SFTConfig fields that a ranked batch cannot honour, with the reason a user is told.
+REFUSED_FIELDS = {
+    "packing": "a row already holds one instruction with all its responses; it is never split or joined with another.",
+    "eval_packing": "as `packing`.",
+    "padding_free": "the batch layout is chosen by `batch_layout`.",
+    "label_smoothing_factor": "a smoothed likelihood is no log-probability, and the ranking loss compares those.",
+}
+
+
+def upgrade_config(args: TrainingArguments | None, output_dir: str) -> TunaConfig:
+    """A `TunaConfig` from what a user of SFTTrainer passes: None, `TrainingArguments`, `SFTConfig` or `TunaConfig`.
+
+    Fields are copied one by one: `to_dict()` replaces every `*_token` by a placeholder, so that `eos_token` would come
+    out as "<EOS_TOKEN>" (transformers 5.23, training_args.py).
+
+    Args:
+        output_dir: used when `args` is None.
+    """
+    if args is None:
+        return TunaConfig(output_dir=output_dir)
+    if isinstance(args, TunaConfig):
+        return args
+    if not isinstance(args, TrainingArguments):
+        raise TypeError(f"`args` must be a TunaConfig, SFTConfig or TrainingArguments, got {type(args).__name__}.")
+    known = {f.name for f in dataclasses.fields(TunaConfig) if f.init}
+    values = {f.name: getattr(args, f.name) for f in dataclasses.fields(args) if f.init and f.name in known}
+    # the two old names mirror the new ones after construction; passing both would only warn
+    for old in ("gradient_checkpointing", "gradient_checkpointing_kwargs"):
+        values.pop(old, None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # said once already, when `args` was made
+        return TunaConfig(**values)
+
+
+def _has_bf16() -> bool:
+    from transformers.utils import is_torch_bf16_gpu_available
+
+    return is_torch_bf16_gpu_available()

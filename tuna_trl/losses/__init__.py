@@ -1,0 +1,75 @@
+"""Ranking losses by name. A loss is a pure function of `(B, N)` tensors; it knows no model, no config, no trainer.
+
+Signature of every ranking loss, ours or a user's:
+
+    loss(logps, lengths, ranks, mask, *, targets=None, ref_logps=None, **loss_kwargs) -> (B,)
+
+`logps` (float, nats) and `lengths` (int, tokens) are the model's summed log-probabilities of the responses and how
+many tokens they sum over; `ranks` (int, 1 = best, ties share a rank); `mask` (bool, slots with a ranked response);
+`targets` (float, the ranker's scores); `ref_logps` (float, nats, the reference model's). All are `(B, N)`. One value
+an instruction comes back, 0 where a row has no pair; the reduction over instructions is the trainer's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from ..errors import InputError, did_you_mean
+from .tuna import tuna_loss
+
+
+RankingLoss = Callable[..., Tensor]
+
+_LOSSES: dict[str, RankingLoss] = {"tuna": tuna_loss}
+
+
+def register_ranking_loss(name: str, loss: RankingLoss) -> RankingLoss:
+    """Make `loss` available as `TunaConfig(ranking_loss=name)`. A name that is taken is refused."""
+    if name in _LOSSES and _LOSSES[name] is not loss:
+        raise InputError(f"`name`: a ranking loss called {name!r} is registered already; choose another name.")
+    _LOSSES[name] = loss
+    return loss
+
+
+def ranking_loss(loss: str | RankingLoss) -> RankingLoss:
+    """The loss of that name, or the callable itself."""
+    if callable(loss):
+        return loss
+    if loss not in _LOSSES:
+        raise InputError(
+            f"`ranking_loss` is {loss!r}, which is not registered.{did_you_mean(str(loss), _LOSSES)} "
+            f"Registered: {', '.join(sorted(_LOSSES))}; a callable with the signature of `tuna_trl.losses` works too."
+        )
+    return _LOSSES[loss]
+
+
+def bind(loss: str | RankingLoss, loss_kwargs: dict[str, Any], defaults: dict[str, Any]) -> RankingLoss:
+    """The loss with its keyword arguments fixed.
+
+    Args:
+        loss_kwargs: what the user asked for; a name the loss does not take is an error.
+        defaults: what the config has for all losses (`margin`, `length_exponent`, ...); each goes only to a loss
+            that takes it.
+    """
+    function = ranking_loss(loss)
+    parameters = inspect.signature(function).parameters
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    own = {name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    for name in loss_kwargs:
+        if name not in own and not takes_all:
+            raise InputError(
+                f"`loss_kwargs`: the ranking loss {getattr(function, '__name__', loss)!r} takes no {name!r}."
+                f"{did_you_mean(name, own)} It takes: {', '.join(sorted(own - {'targets', 'ref_logps', 'groups'}))}."
+            )
+    given = {name: value for name, value in defaults.items() if name in own} | dict(loss_kwargs)
+    return partial(function, **given)
+
+
+def takes(loss: RankingLoss, name: str) -> bool:
+    """Whether a (bound) loss has a keyword argument of that name."""
+    return name in inspect.signature(loss).parameters

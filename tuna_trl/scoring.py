@@ -1,0 +1,238 @@
+"""Log-probabilities of responses, for trainer, builders and evaluation alike.
+
+`install(model)` teaches a causal language model one more keyword: called with `tuna_targets=...` its forward returns
+the log-probs of chosen tokens through the chunked head ([`tuna_trl.head`]) instead of logits. Because that happens
+inside the model's own forward, DDP, FSDP, PEFT and autocast see it; without the keyword the forward is the old one.
+"""
+
+from __future__ import annotations
+
+import functools
+import types
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+from .head import LogitTransform, _at_least_fp32, token_logps
+
+
+@dataclass(frozen=True)
+class ResponseScores:
+    """What one forward says about a batch; every field is `(B, N)`.
+
+    `logps`: summed log-probs of the scored tokens, nats. `lengths`: how many tokens they sum over. `nll`: the sum of
+    the MLE loss over the label tokens, nats. `nll_tokens`: how many those are.
+    """
+
+    logps: Tensor
+    lengths: Tensor
+    nll: Tensor
+    nll_tokens: Tensor
+
+
+def install(model: nn.Module) -> nn.Module:
+    """Teach the base model of `model` (PEFT or not) the keyword `tuna_targets`; a second call changes nothing.
+
+    Returns:
+        the model whose forward was taught.
+
+    Raises:
+        InputError: the model has no output embedding, so it is no language model.
+    """
+    base = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    if getattr(base, "_tuna_scoring", False):
+        return base
+    if not hasattr(base, "get_output_embeddings") or base.get_output_embeddings() is None:
+        raise InputError(
+            f"`model`: {type(base).__name__} has no output embedding, so it gives no token probabilities. "
+            "Load it with AutoModelForCausalLM."
+        )
+    transform = LogitTransform.of(base.config)
+    plain = _head_is_plain(base, transform)
+    old = base.forward
+
+    # type(base).forward carries the signature that generate() checks its keywords against; wrapping the bound method
+    # would lose the first parameter once this function is bound in its turn.
+    @functools.wraps(type(base).forward)
+    def forward(self, *args, tuna_targets: Mapping[str, Tensor] | None = None, **kwargs):
+        if tuna_targets is None:
+            return old(*args, **kwargs)
+        kwargs["use_cache"] = False
+        select, targets = tuna_targets["select"], tuna_targets["targets"]
+        if plain:
+            hidden = self.base_model(*args, **kwargs).last_hidden_state
+            hidden = hidden.reshape(-1, hidden.shape[-1])[select]
+            # looked up at each call: PEFT and FSDP replace the head after this function is made
+            return {"logps": token_logps(hidden, targets, self.get_output_embeddings(), transform)}
+        logits = old(*args, **kwargs).logits
+        logits = _at_least_fp32(logits.reshape(-1, logits.shape[-1])[select])
+        return {"logps": logits.gather(1, targets.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, 1)}
+
+    base.forward = types.MethodType(forward, base)
+    base._tuna_scoring = True
+    return base
+
+
+def response_logps(model: nn.Module, batch: Mapping[str, Tensor], *, loss_type: str = "nll") -> ResponseScores:
+    """Score every response of a batch in one forward of (wrapped) `model`; `install` must have been called on it.
+
+    Args:
+        batch: `input_ids`, `attention_mask`, `score_mask` (bool), `labels` (-100 = not trained), each `(B, N, L)`, as
+            [`RankedCollator`] makes them. Position 0 has no log-prob and never counts.
+        loss_type: "nll", or "dft" (arXiv 2508.05629: each token's NLL weighed by its own probability, no gradient
+            through the weight).
+    """
+    shape = batch["input_ids"].shape
+    flat = {name: batch[name].reshape(-1, shape[-1]) for name in ("input_ids", "attention_mask")}
+    score_mask = batch["score_mask"].reshape(-1, shape[-1])[:, 1:].bool()
+    label_mask = batch["labels"].reshape(-1, shape[-1])[:, 1:] != -100
+    # ragged N: an empty slot costs nothing. One row always goes through, so that every rank runs a forward.
+    used = flat["attention_mask"].any(1)
+    used[0] |= ~used.any()
+    row, place = ((score_mask | label_mask) & used.unsqueeze(1)).nonzero(as_tuple=True)
+    compact = used.cumsum(0) - 1
+    output = model(
+        input_ids=flat["input_ids"][used],
+        attention_mask=_visible(flat["attention_mask"][used]),
+        tuna_targets={
+            "select": compact[row] * shape[-1] + place,
+            "targets": flat["input_ids"][row, place + 1],
+        },
+    )
+    logps = output["logps"]
+    nll = -logps * logps.exp().detach() if loss_type == "dft" else -logps
+    scored, labelled = score_mask[row, place], label_mask[row, place]
+
+    def per_row(values: Tensor, chosen: Tensor) -> Tensor:
+        total = values.new_zeros(len(used)).index_add(0, row, torch.where(chosen, values, 0.0))
+        return total.view(shape[:2])
+
+    return ResponseScores(
+        logps=per_row(logps, scored),
+        lengths=score_mask.sum(1).view(shape[:2]),
+        nll=per_row(nll, labelled),
+        nll_tokens=label_mask.sum(1).view(shape[:2]),
+    )
+
+
+@torch.no_grad()
+def score_rows(
+    model: nn.Module,
+    tokenizer: Any,
+    rows: Iterable[Mapping[str, Any]],
+    *,
+    batch_size: int = 8,
+    max_length: int | None = None,
+    show_progress: bool = False,
+) -> list[list[dict[str, float | int | None]]]:
+    """Log-probs of *given* responses under a local model, by teacher forcing, temperature 1, raw logits.
+
+    Args:
+        rows: ranked rows (`prompt`, `responses`); ranks are not looked at.
+        batch_size: rows in one forward.
+        max_length: tokens a prompt with one response may have (None: the model's own limit); a longer response is
+            not scored.
+
+    Returns:
+        for each row, in the order of its `responses`: `{"logprob": nats, "num_tokens": int}`, the end-of-turn token
+        included; both None for a response that is too long or empty.
+    """
+    from .collator import RankedCollator
+    from .data.tokenize import tokenize_row
+    from .tokens import Template
+
+    base = install(model)
+    template = Template(tokenizer)
+    limit = max_length or getattr(base.config.get_text_config(), "max_position_embeddings", None)
+    tokenised = [tokenize_row(row, template) for row in rows]
+    collator = RankedCollator(pad_token_id=template.pad_token_id, mle_target="none")
+    results: list[list[dict[str, float | int | None]]] = [
+        [{"logprob": None, "num_tokens": None} for _ in row["response_ids"]] for row in tokenised
+    ]
+    fitting = [_fitting(row, limit) for row in tokenised]
+    # longest first: neighbours have similar lengths, so little padding, and an out-of-memory error shows at once
+    order = sorted((i for i, f in enumerate(fitting) if f), key=lambda i: -tokenised[i]["length"])
+    batches = [order[i : i + batch_size] for i in range(0, len(order), batch_size)]
+    if show_progress:
+        from tqdm.auto import tqdm
+
+        batches = tqdm(batches, desc="Scoring responses", unit="batch")
+    was_training = model.training
+    model.eval()
+    try:
+        for chosen in batches:
+            batch = collator([_keep(tokenised[i], fitting[i]) for i in chosen])
+            batch = {name: value.to(_device(model)) for name, value in batch.items()}
+            scores = response_logps(model, batch)
+            for b, i in enumerate(chosen):
+                for place, k in enumerate(fitting[i]):
+                    length = int(scores.lengths[b, place])
+                    if length:
+                        results[i][k] = {"logprob": float(scores.logps[b, place]), "num_tokens": length}
+    finally:
+        model.train(was_training)
+    return results
+
+
+def _fitting(row: Mapping[str, Any], limit: int | None) -> list[int]:
+    """Indices of the responses that fit into `limit` tokens with their prompt."""
+    lengths = [len(row["prompt_ids"]) + len(ids) for ids in row["response_ids"]]
+    return [k for k, length in enumerate(lengths) if limit is None or length <= limit]
+
+
+def _keep(row: Mapping[str, Any], kept: Sequence[int]) -> dict[str, Any]:
+    """A tokenised row with only some of its responses."""
+    lists = ("response_ids", "response_labels", "score_lengths", "ranks", "scores")
+    return {name: [value[k] for k in kept] if name in lists else value for name, value in row.items()}
+
+
+def _visible(attention_mask: Tensor) -> Tensor:
+    """The mask with at least one visible token a row, so that a row of an all-empty batch has no NaN softmax."""
+    mask = attention_mask.clone()
+    mask[:, 0] |= mask.sum(1) == 0
+    return mask
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _head_is_plain(model: nn.Module, transform: LogitTransform) -> bool:
+    """Whether backbone -> head -> transform gives the model's own logits: asked once, on three tokens.
+
+    A model that does something else behind its head (an unknown scale, a second norm) is scored through its full
+    logits: slower, more memory, never a wrong number. Sharded parameters cannot be asked and are taken at their word.
+    """
+    if model.base_model is model:
+        return False
+    parameters = list(model.parameters())
+    if any(p.numel() == 0 or p.is_meta or type(p.data).__name__ == "DTensor" for p in parameters):
+        return True
+    ids = torch.tensor([[1, 2, 3]], device=model.get_input_embeddings().weight.device)
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            # bitsandbytes repacks a 4-bit weight at its first eval-mode forward on AVX512-BF16 CPUs, and later
+            # gradients are wrong (bitsandbytes 0.50.2, nn/modules.py:613); such a layer has no dropout to switch off
+            module.training = type(module).__name__ == "Linear4bit"
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            own = _at_least_fp32(model(input_ids=ids, use_cache=False).logits)
+            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+            ours = transform(_at_least_fp32(model.get_output_embeddings()(hidden)))
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+    scale = own.abs().max().clamp(min=1e-6)
+    plain = own.shape == ours.shape and bool(((own - ours).abs().max() / scale) < 1e-2)
+    if not plain:
+        from transformers.utils import logging
+
+        logging.get_logger(__name__).warning(
+            f"{type(model).__name__} does more behind its output embedding than scale or cap the logits; its "
+            "responses are scored through full logits (right, but with the memory of (tokens, vocabulary) floats)."
+        )
+    return plain

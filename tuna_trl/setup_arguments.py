@@ -1,0 +1,169 @@
+"""What SFTTrainer's arguments mean here: each is honoured, or refused by name with the way out.
+
+Nothing that is passed is changed, but for the model: a config is copied before a field is set, a tokenizer before a
+token or a template is.
+"""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase, TrainingArguments
+from transformers.utils import logging
+
+from .config import TunaConfig, upgrade_config
+from .errors import InputError
+from .loading import load_model, load_tokenizer
+
+
+logger = logging.get_logger(__name__)
+
+
+def check_arguments(compute_loss_func: Any, preprocess_logits_for_metrics: Any) -> None:
+    """Refuse the two arguments that a ranking loss cannot honour."""
+    if compute_loss_func is not None:
+        raise InputError(
+            "`compute_loss_func` is not supported: it is given logits, which are never built here. Pass your loss as "
+            "`TunaConfig(ranking_loss=...)`, a callable with the signature of `tuna_trl.losses`."
+        )
+    if preprocess_logits_for_metrics is not None:
+        raise InputError(
+            "`preprocess_logits_for_metrics` is not supported: there are no logits. `compute_metrics` gets the scores "
+            "and ranks of each row, both (rows, N)."
+        )
+
+
+def copied_config(args: TrainingArguments | None, model: Any, train_dataset: Any) -> TunaConfig:
+    """The config to train with: a copy, so that what the trainer sets does not show in the user's object."""
+    from datasets import IterableDataset
+
+    name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "") or "model"
+    config = copy.copy(upgrade_config(args, f"{Path(name).name}-Tuna"))
+    if isinstance(train_dataset, IterableDataset):
+        # the dispatcher cuts batches by rows and pads them across processes; each process reads its own shard instead
+        config.accelerator_config = copy.copy(config.accelerator_config)
+        config.accelerator_config.dispatch_batches = False
+    return config
+
+
+def check_datasets(args: TunaConfig, train_dataset: Any) -> None:
+    """Refuse what is no dataset, and parallelism that would train something else than asked."""
+    from datasets import Dataset, IterableDataset
+
+    if train_dataset is None:
+        raise InputError("`train_dataset` is required.")
+    if not isinstance(train_dataset, (Dataset, IterableDataset)):
+        hint = ""
+        if isinstance(train_dataset, dict):
+            hint = f" Pass one split: train_dataset[{next(iter(train_dataset), 'train')!r}]."
+        elif isinstance(train_dataset, list):
+            hint = " Pass Dataset.from_list(rows)."
+        raise TypeError(
+            f"`train_dataset` must be a datasets.Dataset or IterableDataset, got {type(train_dataset).__name__}.{hint}"
+        )
+    if isinstance(train_dataset, Dataset) and train_dataset.format["type"] == "custom":
+        raise InputError(
+            "`train_dataset` has a transform (`with_transform`), which preparation would bake into the tokens. Apply "
+            "it with `dataset.map`, or pass tokenised rows and `dataset_kwargs={'skip_prepare_dataset': True}`."
+        )
+    if args.n_gpu > 1:
+        raise InputError(
+            f"{args.n_gpu} GPUs are visible to one process, and transformers would use nn.DataParallel, which cuts "
+            "batches. Start with `accelerate launch`, or show one GPU (CUDA_VISIBLE_DEVICES=0)."
+        )
+
+
+def load_if_named(model: Any, args: TunaConfig, quantization_config: Any) -> Any:
+    """The model, loaded if it is given by name; seeded first, as adapters are drawn at random."""
+    from transformers import set_seed
+
+    set_seed(args.seed)
+    kwargs = dict(args.model_init_kwargs or {})
+    if isinstance(model, str):
+        if quantization_config is not None:
+            if "quantization_config" in kwargs:
+                raise InputError(
+                    "`quantization_config` is given twice, as an argument of the trainer and in "
+                    "`args.model_init_kwargs`. Keep the argument."
+                )
+            kwargs["quantization_config"] = quantization_config
+        if args.distributed_state is not None and args.distributed_state.distributed_type in (
+            "MULTI_GPU",
+            "DEEPSPEED",
+        ):
+            kwargs["device_map"] = None
+        kwargs.setdefault("trust_remote_code", args.trust_remote_code)
+        return load_model(model, **kwargs)
+    for name, value in (("model_init_kwargs", args.model_init_kwargs), ("quantization_config", quantization_config)):
+        if value is not None:
+            logger.warning(f"`{name}` is ignored: the model is loaded already. Pass its name to have it loaded so.")
+    return model
+
+
+def settle_tokenizer(model: Any, processing_class: Any, args: TunaConfig) -> tuple[Any, PreTrainedTokenizerBase]:
+    """The model and a tokenizer of its own that agree on template, end and pad token, as TRL aligns them."""
+    if processing_class is None:
+        name = getattr(model.config, "_name_or_path", "")
+        if not name:
+            raise InputError("`processing_class` is required: the model does not say where it came from.")
+        revision = (args.model_init_kwargs or {}).get("revision")
+        processing_class = load_tokenizer(name, trust_remote_code=args.trust_remote_code, revision=revision)
+    if not isinstance(processing_class, PreTrainedTokenizerBase):
+        raise TypeError(
+            "`processing_class` must be a tokenizer (PreTrainedTokenizerBase), got "
+            f"{type(processing_class).__name__}. Of a vision-language processor pass `processor.tokenizer` and "
+            "text-only rows."
+        )
+    tokenizer = copy.deepcopy(processing_class)
+    if args.chat_template_path is not None:
+        model = _set_chat_template(model, tokenizer, args.chat_template_path)
+    if args.eos_token is not None:
+        tokenizer.eos_token = _in_vocabulary(tokenizer, args.eos_token, "eos_token")
+        _mirror_eos(model, tokenizer.eos_token_id)
+    pad_token = args.pad_token or tokenizer.pad_token or tokenizer.eos_token
+    if pad_token is None:
+        raise InputError(
+            "`processing_class` has neither a pad token nor an end token; set `tokenizer.pad_token` to a token of its "
+            "vocabulary."
+        )
+    tokenizer.pad_token = _in_vocabulary(tokenizer, pad_token, "pad_token")
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    return model, tokenizer
+
+
+def _set_chat_template(model: Any, tokenizer: PreTrainedTokenizerBase, path: str) -> Any:
+    """A .jinja file, or a tokenizer whose template (and added tokens) are taken over."""
+    if path.endswith((".jinja", ".j2")):
+        try:
+            tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
+        except OSError as error:
+            raise InputError(f"`chat_template_path` {path!r} could not be read: {error}.") from error
+        return model
+    from trl import clone_chat_template
+
+    model, _, _ = clone_chat_template(model, tokenizer, path)
+    return model
+
+
+def _in_vocabulary(tokenizer: PreTrainedTokenizerBase, token: str, name: str) -> str:
+    if token not in tokenizer.get_vocab():
+        raise InputError(
+            f"`{name}` is {token!r}, which is not in the vocabulary of {type(tokenizer).__name__}; name a token that "
+            "is, or add it to the tokenizer first."
+        )
+    return token
+
+
+def _mirror_eos(model: Any, eos_token_id: int) -> None:
+    """Model and generation config follow the tokenizer; generation keeps the end tokens that it had."""
+    model.config.get_text_config().eos_token_id = eos_token_id
+    generation = getattr(model, "generation_config", None)
+    if generation is not None:
+        had = generation.eos_token_id
+        had = [] if had is None else [had] if isinstance(had, int) else list(had)
+        if eos_token_id not in had:
+            generation.eos_token_id = [eos_token_id, *had]

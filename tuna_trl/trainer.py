@@ -1,0 +1,303 @@
+"""`TunaTrainer`: wiring only. Data in, one forward, a ranking loss and a likelihood term, normalised exactly, logged.
+
+What it wires lives elsewhere: `data.prepare` (rows to tokens), `collator` (tokens to a batch), `scoring` (a batch to
+log-probs), `losses` (log-probs to a loss), `batch_metrics` (a batch to sums), `setup` (what SFTTrainer's arguments
+mean), `model_card`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from torch import Tensor, nn
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+
+from .adapters import wrap_with_adapter
+from .batch_metrics import BatchSums
+from .callbacks import CollapseAlarm
+from .collator import RankedCollator
+from .data.prepare import TOKENISED_COLUMNS, Preparation, prepare_dataset
+from .losses import bind, takes
+from .losses.pairs import length_normalised
+from .scoring import install, response_logps
+from .setup_arguments import (
+    check_arguments,
+    check_datasets,
+    copied_config,
+    load_if_named,
+    settle_tokenizer,
+)
+from .tokens import Template
+
+
+class TunaTrainer(Trainer):
+    """
+    Trains a causal language model on ranked responses (Tuna, arXiv 2310.13385); drop-in for [`trl.SFTTrainer`].
+
+    total = sum of L_rank / (all instructions of the accumulated batch on all processes)
+          + mle_weight * sum of NLL / (all its likelihood tokens),
+
+    so that 1 x 8, 8 x 1, 2 x 4 and two processes agree in loss and gradient. An SFT dataset is the case N = 1: no
+    pairs, the likelihood term alone.
+
+    Args:
+        model: a model, a PEFT model, or a name ([`tuna_trl.loading.load_model`]).
+        args: [`TunaConfig`]; `SFTConfig` and `TrainingArguments` are upgraded. Not changed.
+        data_collator: replaces [`RankedCollator`]; must return the same tensors.
+        train_dataset: ranked rows, or any dataset that SFTTrainer or DPOTrainer takes (not unpaired KTO rows).
+        eval_dataset: the same, or a dict of named sets; their metrics keep their names.
+        processing_class: the tokenizer; by default the model's own. Not changed.
+        compute_loss_func: refused; the loss is chosen by `TunaConfig(ranking_loss=...)`, which takes a callable.
+        compute_metrics: gets `EvalPrediction(predictions=s, label_ids=ranks)`, both `(rows, N)`, -100 = no response.
+        callbacks, optimizers, optimizer_cls_and_kwargs: as in transformers.
+        preprocess_logits_for_metrics: refused; there are no logits.
+        quantization_config: for a model given by name.
+        peft_config: an adapter to train instead of all weights.
+        formatting_func: row -> text, for language modelling.
+
+    Example:
+        >>> trainer = TunaTrainer("Qwen/Qwen3-0.6B", train_dataset=ranked, peft_config=LoraConfig())  # doctest: +SKIP
+        >>> trainer.train()  # doctest: +SKIP
+    """
+
+    _tag_names = ["trl", "tuna", "tuna-trl", "ranking"]
+    _name = "Tuna"
+    # compute_loss normalises over the whole accumulated batch itself (transformers/trainer.py, training_step)
+    loss_is_scaled_for_ga = True
+
+    def __init__(
+        self,
+        model: str | PreTrainedModel | nn.Module,
+        args: TrainingArguments | None = None,
+        data_collator: Callable | None = None,
+        train_dataset: Dataset | IterableDataset | None = None,
+        eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
+        processing_class: PreTrainedTokenizerBase | None = None,
+        compute_loss_func: Callable | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        callbacks: list[TrainerCallback] | None = None,
+        optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
+        optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
+        preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
+        quantization_config: Any | None = None,
+        peft_config: Any | None = None,
+        formatting_func: Callable[[dict], str] | None = None,
+    ) -> None:
+        check_arguments(compute_loss_func, preprocess_logits_for_metrics)
+        args = copied_config(args, model, train_dataset)
+        check_datasets(args, train_dataset)
+        model = load_if_named(model, args, quantization_config)
+        model, tokenizer = settle_tokenizer(model, processing_class, args)
+        model = wrap_with_adapter(model, peft_config, args)
+        install(model)
+
+        self._template = Template(tokenizer)
+        self._preparation = _preparation(args)
+        self._formatting_func = formatting_func
+        if data_collator is None:
+            data_collator = RankedCollator(
+                pad_token_id=self._template.pad_token_id,
+                mle_target=args.mle_target if args.mle_weight else "none",
+                pad_to_multiple_of=args.pad_to_multiple_of,
+            )
+        self._ranking_loss = bind(
+            args.ranking_loss,
+            args.loss_kwargs or {},
+            {
+                "margin": args.margin,
+                "pair_reduction": args.pair_reduction,
+                "length_exponent": args.length_exponent,
+            },
+        )
+        self._sums = BatchSums()
+        self._eval_sums = BatchSums()
+        self._tokens_seen: float | None = None
+        train_dataset = self._prepared(train_dataset, args, "train")
+        if isinstance(train_dataset, Dataset) and args.shuffle_dataset:
+            train_dataset = train_dataset.shuffle(seed=args.seed)
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=self._prepared(eval_dataset, args, "eval"),
+            processing_class=tokenizer,
+            compute_metrics=compute_metrics,
+            callbacks=[CollapseAlarm(), *(callbacks or [])],
+            optimizers=optimizers,
+            optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
+        )
+        if hasattr(self.model, "add_model_tags"):
+            self.model.add_model_tags(self._tag_names)
+
+    # ---- Data ----
+
+    def _prepared(self, dataset: Any, args: TrainingArguments, name: str) -> Any:
+        """A dataset, or a dict of them, tokenised; already tokenised ones and names of eval sets pass through."""
+        if dataset is None or isinstance(dataset, str):
+            return dataset
+        if isinstance(dataset, dict):
+            return {key: self._prepared(value, args, key) for key, value in dataset.items()}
+        if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            return dataset
+        if self._formatting_func is not None and "prompt_ids" not in (dataset.column_names or []):
+            field = self._preparation.dataset_text_field
+            formatting_func = self._formatting_func
+            columns = dataset.column_names
+            dataset = dataset.map(lambda row: {field: formatting_func(row)}, remove_columns=columns)
+        # the main process of a node tokenises, the others read its cache
+        with args.main_process_first(desc=f"tokenising {name}"):
+            return prepare_dataset(dataset, self._template, self._preparation, name=name)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        # By default every column that the model's forward does not name is dropped before the collator sees it.
+        if self._signature_columns is None:
+            self._signature_columns = list(TOKENISED_COLUMNS)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The micro-batches of one optimiser step, and [instructions, likelihood tokens] of it over all processes."""
+        batches: list[dict[str, Tensor]] = []
+        counts = torch.zeros(2, dtype=torch.float64)
+        for _ in range(num_batches):
+            try:
+                batch = next(epoch_iterator)
+            except StopIteration:
+                break
+            weights = self._instruction_weights(len(batch["input_ids"]))
+            batch = {**batch, "instruction_weights": weights.to(batch["input_ids"].device)}
+            tokens = (batch["labels"][..., 1:] != -100).sum((1, 2)).cpu()
+            counts += torch.stack([weights.sum(), (tokens * weights).sum()])
+            batches.append(batch)
+        counts = counts.to(device=device, dtype=torch.float32)  # exact up to 2**24 tokens a step; MPS has no float64
+        return batches, self.accelerator.gather(counts).reshape(-1, 2).sum(0)
+
+    def _instruction_weights(self, rows: int) -> Tensor:
+        """`(rows,)`: 0 for rows that accelerate repeats to even out the last batch between processes, else 1."""
+        weights = torch.ones(rows)
+        state = self.accelerator.gradient_state
+        if self.accelerator.num_processes > 1 and state.end_of_dataloader and state.remainder > 0:
+            real = state.remainder - self.accelerator.process_index * rows
+            weights[max(real, 0) :] = 0.0
+        return weights
+
+    # ---- Loss ----
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """The loss of one micro-batch: its share of the accumulated batch's (`num_items_in_batch`, as counted by
+        [`get_batch_samples`]), or its own mean where that is None. With `return_outputs`, also `{"scores", "ranks"}`,
+        both `(B, N)`."""
+        result = response_logps(model, inputs, loss_type=self.args.loss_type)
+        ranks, mask = inputs["ranks"], inputs["rank_mask"]
+        extra = {"groups": inputs["groups"]} if takes(self._ranking_loss, "groups") else {}
+        rank_losses = self._ranking_loss(
+            result.logps, result.lengths, ranks, mask, targets=inputs["scores"], ref_logps=None, **extra
+        )
+        weights = inputs.get("instruction_weights")
+        weights = torch.ones_like(rank_losses) if weights is None else weights.to(rank_losses)
+        nll = (result.nll.sum(1) * weights).sum()
+        if num_items_in_batch is None:
+            tokens = (result.nll_tokens.sum(1) * weights).sum()
+            instructions, scale = weights.sum(), 1
+        else:
+            instructions, tokens = num_items_in_batch.to(rank_losses)
+            scale = self.accelerator.num_processes  # DDP averages gradients over processes, the counts are sums
+        loss = (rank_losses * weights).sum() / instructions.clamp(min=1)
+        if self.args.mle_weight:
+            loss = loss + self.args.mle_weight * nll / tokens.clamp(min=1)
+        scores = length_normalised(result.logps.detach(), result.lengths, self.args.length_exponent)
+        sums = self._sums if self.model.training else self._eval_sums
+        sums.add(rank_losses.detach(), nll.detach(), result, scores, inputs, weights)
+        loss = loss * scale
+        return (loss, {"scores": scores, "ranks": ranks}) if return_outputs else loss
+
+    def training_step(self, *args, **kwargs):
+        with self._offloading():
+            return super().training_step(*args, **kwargs)
+
+    def _offloading(self):
+        if not self.args.activation_offloading:
+            return nullcontext()
+        from trl.models import get_act_offloading_ctx_manager
+
+        return get_act_offloading_ctx_manager(model=self.model)
+
+    # ---- Evaluation ----
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
+        """As in transformers; a dataset given here is prepared like the ones given to the constructor."""
+        eval_dataset = self._prepared(eval_dataset, self.args, metric_key_prefix)
+        return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        inputs = self._prepare_inputs(inputs)
+        weights = self._instruction_weights(len(inputs["input_ids"])).to(inputs["input_ids"].device)
+        inputs = {**inputs, "instruction_weights": weights}
+        with torch.no_grad(), self.compute_loss_context_manager():
+            loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
+        if prediction_loss_only:
+            return loss.detach(), None, None
+        mask = inputs["rank_mask"]
+        scores = torch.where(mask, outputs["scores"].float(), -100.0)
+        return loss.detach(), scores, torch.where(mask, outputs["ranks"], -100)
+
+    def evaluation_loop(
+        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
+    ) -> EvalLoopOutput:
+        """The metrics of one eval set, under its own prefix; its loss is exact whatever the batch size (a mean of
+        per-batch means would weigh the tokens of a short batch more)."""
+        self._eval_sums = BatchSums()
+        output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        metrics = self._eval_sums.reduce(self.accelerator)
+        metrics.pop("num_tokens")
+        metrics["loss"] = metrics.get("loss/rank", 0.0) + self.args.mle_weight * metrics.get("loss/mle", 0.0)
+        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
+        return output
+
+    # ---- Logging, saving ----
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        if self._sums.count:
+            metrics = self._sums.reduce(self.accelerator)
+            self._sums = BatchSums()
+            if self._tokens_seen is None:  # a resumed run goes on counting where it stopped
+                history = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
+                self._tokens_seen = history[-1] if history else 0.0
+            self._tokens_seen += metrics["num_tokens"]
+            logs.update({**metrics, "num_tokens": self._tokens_seen})
+        super().log(logs, start_time)
+
+    def _save_checkpoint(self, model, trial):
+        # every checkpoint carries its card, as TRL's do
+        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
+        self.create_model_card(model_name=name)
+        super()._save_checkpoint(model, trial)
+
+    def create_model_card(
+        self,
+        model_name: str | None = None,
+        dataset_name: str | None = None,
+        tags: str | list[str] | None = None,
+    ) -> None:
+        """Write `README.md` into `output_dir`, with TRL's signature, so that `push_to_hub(dataset_name=...)` works."""
+        if self.is_world_process_zero():
+            from .model_card import write_model_card
+
+            write_model_card(self, model_name=model_name, dataset_name=dataset_name, tags=tags)
+
+
+def _preparation(args: TrainingArguments) -> Preparation:
+    return Preparation(
+        max_length=args.max_length,
+        excess_length_strategy=args.excess_length_strategy,
+        max_responses=args.max_responses,
+        completion_only_loss=args.completion_only_loss,
+        assistant_only_loss=args.assistant_only_loss,
+        dataset_text_field=args.dataset_text_field,
+        num_proc=args.dataset_num_proc,
+    )
