@@ -56,3 +56,12 @@ def shared_data() -> Path:
     if not path.is_dir():
         pytest.skip("the real data (../shared/data beside the checkout) is absent")
     return path
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory, _tokenizer, _llama) -> Path:
+    """A folder with a tiny model and its tokenizer, to be loaded by name."""
+    folder = tmp_path_factory.mktemp("tiny-model")
+    copy.deepcopy(_llama).save_pretrained(folder)
+    _tokenizer.save_pretrained(folder)
+    return folder

@@ -54,34 +54,57 @@ def sequence_logps(model, input_ids: list[int], positions: list[int]) -> list[to
     return out
 
 
-def total_loss(model, rows, *, margin=0.1, pair_reduction="gap_mean", mle_weight=1.0, mle_target="all"):
+def total_loss(
+    model,
+    rows,
+    *,
+    margin=0.1,
+    pair_reduction="gap_mean",
+    length_exponent=1.0,
+    mle_weight=1.0,
+    mle_target="all",
+    loss_type="nll",
+):
     """The trainer's loss of a batch: mean ranking loss an instruction + mle_weight * mean NLL a target token.
 
-    `rows`: dicts with `prompt_ids`, `response_ids` (lists), `ranks`, `score_lengths`.
+    `rows`: dicts with `prompt_ids`, `response_ids`, `response_labels` (lists of lists), `score_lengths`, `ranks` (0 = not
+    ranked) and `reference_ids`. Every sequence goes through the plain model alone, without padding.
     """
-    rank_total, nll_total, nll_tokens = 0.0, 0.0, 0
+    rank_total, targets = 0.0, []
     for row in rows:
         prompt = row["prompt_ids"]
-        sums, lengths = [], []
-        for response, score_length, rank in zip(row["response_ids"], row["score_lengths"], row["ranks"], strict=True):
+        first = max(len(prompt), 1)  # nothing predicts position 0
+        skipped = first - len(prompt)
+        sums, lengths, usable, scored_ids = [], [], [], []
+        best = min([rank for rank in row["ranks"] if rank > 0], default=None)
+        for k, response in enumerate(row["response_ids"]):
+            rank, labels = row["ranks"][k], row["response_labels"][k]
             ids = prompt + response
-            token_logps = sequence_logps(model, ids, list(range(max(len(prompt), 1), len(ids))))
-            skipped = 0 if prompt else 1
-            sums.append(sum(token_logps[: score_length - skipped]))
-            lengths.append(score_length - skipped)
-            if mle_target == "all" or (mle_target == "best" and rank == min(row["ranks"])):
-                nll_total = nll_total - sum(token_logps)
-                nll_tokens += len(token_logps)
-        if len(sums) > 1:
-            rank_total = (
-                rank_total
-                + tuna(
-                    [torch.stack(sums)],
-                    [lengths],
-                    [row["ranks"]],
-                    [[True] * len(sums)],
-                    margin=margin,
-                    pair_reduction=pair_reduction,
-                )[0]
-            )
-    return rank_total / len(rows) + (mle_weight * nll_total / nll_tokens if nll_tokens and mle_weight else 0.0)
+            token_logps = sequence_logps(model, ids, list(range(first, len(ids))))
+            scored = token_logps[: max(row["score_lengths"][k] - skipped, 0)]
+            sums.append(sum(scored) if scored else torch.zeros((), dtype=model.dtype))
+            lengths.append(max(len(scored), 1))
+            usable.append(rank > 0 and len(scored) > 0)
+            scored_ids.append(response[: row["score_lengths"][k]])
+            if rank > 0 and (mle_target == "all" or (mle_target == "best" and rank == best)):
+                targets += [t for t, label in zip(token_logps, labels[skipped:], strict=True) if label != -100]
+        if mle_target == "reference":
+            ids = prompt + row["reference_ids"]
+            targets += sequence_logps(model, ids, list(range(first, len(ids))))
+        groups = [scored_ids.index(ids) for ids in scored_ids]
+        rank_total = (
+            rank_total
+            + tuna(
+                [torch.stack(sums)],
+                [lengths],
+                [row["ranks"]],
+                [usable],
+                margin=margin,
+                pair_reduction=pair_reduction,
+                length_exponent=length_exponent,
+                groups=[groups],
+            )[0]
+        )
+    weigh = {"nll": lambda t: -t, "dft": lambda t: -t * t.exp().detach()}[loss_type]  # dft: arXiv 2508.05629
+    nll = sum(weigh(t) for t in targets) / len(targets) if targets else 0.0
+    return rank_total / len(rows) + mle_weight * nll

@@ -149,6 +149,9 @@ REFUSED_FIELDS = {
     "packing": "a row already holds one instruction with all its responses; it is never split or joined with another.",
     "eval_packing": "as `packing`.",
     "padding_free": "the batch layout is chosen by `batch_layout`.",
+    "truncation_mode": "a response is scored from its start; 'keep_start' is the only mode (and TRL's from v2.0).",
+    "use_liger_kernel": "it replaces the forward that scores responses; use model_init_kwargs={'use_kernels': True}.",
+    "router_aux_loss_coef": "the load-balancing loss of a mixture of experts is not computed.",
     "label_smoothing_factor": "a smoothed likelihood is no log-probability, and the ranking loss compares those.",
 }
 

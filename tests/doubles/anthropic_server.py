@@ -1,8 +1,8 @@
 """A loopback server that speaks Anthropic's Messages API, well or badly, for the real SDK to talk to.
 
 `with AnthropicServer() as server:` serves on a free port of 127.0.0.1. What it answers is a queue of canned responses
-(`server.script(overloaded(), message("..."))`); when the queue is empty, `server.answer(body)` makes the text of a good
-one. Every request is kept in `server.requests`.
+(`server.script(overloaded(), message("..."))`); when the queue is empty, `server.answer(body)` makes the text of a
+good one. Every request is kept in `server.requests`.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ together and makes rows. Touches the journal and the clients that it is given, n
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,13 +19,15 @@ from ..data.schema import judgment_features, make_row, ranked_features
 from ..errors import InputError
 from .case import Case, make_case, rank_case
 from .cost import Budget
+from .items import PromptItem, as_splits, prompt_items
 from .journal import Journal
 from .judging import Question, ask_all
-from .sampling import Diversity, Drawn, PromptItem, as_splits, draw, prompt_items
+from .sampling import Diversity, Drawn, draw
+from .teacher import sum_logprob
 
 
 if TYPE_CHECKING:
-    from datasets import DatasetDict
+    from datasets import Dataset, DatasetDict, Features
 
 
 @dataclass(frozen=True)
@@ -76,14 +79,24 @@ class JudgeBuildConfig:
         least = {
             "num_responses": 1, "temperature": 0, "top_k": 0, "max_new_tokens": 1, "temperature_step": 0,
             "max_tries": 1, "bucket_size": 1, "repeats": 1, "tie_delta": 0, "max_malformed": 0, "max_cost": 0,
-            "limit": 1, "rouge_threshold": 0,
+            "limit": 1,
         }  # fmt: skip
         for name, minimum in least.items():
             value = getattr(self, name)
-            if value is not None and not value >= minimum:  # NaN is not >= anything
-                raise InputError(f"JudgeBuildConfig: {name} is {value}, expected {minimum} or more.")
+            most = math.inf if name == "max_cost" else sys.float_info.max
+            if value is not None and not minimum <= value <= most:  # NaN is in no range
+                raise InputError(f"JudgeBuildConfig: `{name}` is {value}, expected a number from {minimum} on.")
         if not 0 < self.top_p <= 1:
-            raise InputError(f"JudgeBuildConfig: top_p is {self.top_p}, expected more than 0 and at most 1.")
+            raise InputError(f"JudgeBuildConfig: `top_p` is {self.top_p}, expected (0, 1]; 1 cuts nothing.")
+        if self.rouge_threshold is not None and not 0 < self.rouge_threshold <= 1:
+            raise InputError(
+                f"JudgeBuildConfig: `rouge_threshold` is {self.rouge_threshold}, expected (0, 1]; None checks nothing."
+            )
+        if self.temperature == 0 and self.num_responses > 1:
+            raise InputError(
+                f"JudgeBuildConfig: `temperature` is 0, so that all {self.num_responses} responses to a prompt would "
+                "be the same. Raise it (1.0 is the default)."
+            )
 
 
 def build_judge_ranked(
@@ -119,7 +132,7 @@ def judge_builds(
         responses, with neither rank nor score, and says why in `status`; a row of which only some repeats (or some
         responses) could be judged is `partial`. Equal responses are not judged: they share rank 1, without a score.
     """
-    from datasets import Dataset, DatasetDict
+    from datasets import DatasetDict
 
     config = config or JudgeBuildConfig()
     _check_spending(judge, config)
@@ -137,10 +150,9 @@ def judge_builds(
         _judge(cases, judge, config, journal)
     ranked, judgments = DatasetDict(), DatasetDict()
     for split, some in cases.items():
-        rows = [_row(case, student, judge, config) for case in some]
-        ranked[split] = Dataset.from_list(rows, features=ranked_features())
+        ranked[split] = _dataset([_row(case, student, judge, config) for case in some], ranked_features())
         replies = [row for case in some for row in _judgment_rows(case, judge)]
-        judgments[split] = Dataset.from_list(replies, features=judgment_features())
+        judgments[split] = _dataset(replies, judgment_features())
     return ranked, judgments
 
 
@@ -186,7 +198,6 @@ def _row(case: Case, student: Sampler, judge: Judge, config: JudgeBuildConfig) -
     drawn, ranking = case.drawn, rank_case(case, config.tie_delta)
     responses = []
     for i, sample in enumerate(drawn.samples):
-        logprob = math.fsum(sample.token_logprobs)
         responses.append(
             {
                 "index": i,
@@ -194,7 +205,7 @@ def _row(case: Case, student: Sampler, judge: Judge, config: JudgeBuildConfig) -
                 "score": ranking.scores[i],
                 "model": student.name,
                 "content": sample.text,
-                "logprob": logprob if sample.token_logprobs and math.isfinite(logprob) else None,
+                "logprob": sum_logprob(sample),
                 "num_tokens": len(sample.token_logprobs) or sample.usage.output or None,
                 "finish_reason": sample.finish_reason,
                 "duplicate_of": case.duplicate_of[i],
@@ -252,6 +263,13 @@ def _judgment_rows(case: Case, judge: Judge) -> list[dict[str, Any]]:
         for question in case.questions
         for attempt, answer in enumerate(question.answers)
     ]
+
+
+def _dataset(rows: list[dict[str, Any]], features: Features) -> Dataset:
+    """Rows as a Dataset; column by column, because `Dataset.from_list([], features=...)` raises."""
+    from datasets import Dataset
+
+    return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
 def _check_spending(judge: Judge, config: JudgeBuildConfig) -> None:

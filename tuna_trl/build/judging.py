@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 from ..clients.base import Judge, JudgeRequest, Reply, Verdict
 from ..data.schema import digest
 from ..errors import BudgetExceeded, BuildError, InputError
 from .cost import Budget
 from .journal import Journal
+from .progress import progress
 
 
 @dataclass(frozen=True)
@@ -78,15 +77,17 @@ def ask_all(
     """
     lost = _read_journal(questions, judge, journal, budget, max_malformed)
     known = sum(bool(question.answers) for question in questions)
-    say = _console(show_progress)
-    if known or lost:
-        repeated = f"; {lost} were in flight when the last run ended and are asked again" if lost else ""
-        say(f"{judge.name}: {known} of {len(questions)} judgments are in the journal{repeated}.")
-    asking = _Asking(judge, journal, budget)
+    note = f"{known} of {len(questions)} judgments were already in the journal"
+    if lost:
+        note += f"; {lost} requests were in flight when the last run ended and are sent again"
+    asking = _Asking(judge, journal, budget, show_progress)
     try:
         for attempt in range(max_malformed + 1):
             due = [question for question in questions if question.wants(attempt)]
-            asking.run(due, attempt, show_progress)
+            if attempt == 0:
+                asking.run(due, attempt, f"{judge.name} judges", note)
+            elif due:
+                asking.run(due, attempt, f"{judge.name} judges again what was malformed")
     except (BudgetExceeded, BuildError) as error:
         done = sum(bool(question.answers) for question in questions)
         way_out = "Raise max_cost and run" if isinstance(error, BudgetExceeded) else "Run"
@@ -119,19 +120,16 @@ def _read_journal(
 class _Asking:
     """Sends questions in chunks of `judge.max_batch`, `judge.concurrency` chunks at once."""
 
-    def __init__(self, judge: Judge, journal: Journal, budget: Budget) -> None:
-        self.judge, self.journal, self.budget = judge, journal, budget
+    def __init__(self, judge: Judge, journal: Journal, budget: Budget, show_progress: bool) -> None:
+        self.judge, self.journal, self.budget, self.show_progress = judge, journal, budget, show_progress
         self._stopping = threading.Event()
 
-    def run(self, questions: Sequence[Question], attempt: int, show_progress: bool) -> None:
+    def run(self, questions: Sequence[Question], attempt: int, title: str, note: str = "") -> None:
         """Ask all; at the first error nothing more is sent, what is in flight is received, and the error is raised."""
-        if not questions:
-            return
         size = max(1, self.judge.max_batch)
         chunks = [questions[i : i + size] for i in range(0, len(questions), size)]
-        title = f"{self.judge.name} judges" + (f" again (malformed, time {attempt})" if attempt else "")
         with (
-            _progress(title, len(questions), show_progress) as advance,
+            progress(title, len(questions), note, show=self.show_progress) as advance,
             ThreadPoolExecutor(max(1, self.judge.concurrency), thread_name_prefix="judge") as pool,
         ):
             futures = {pool.submit(self._ask, chunk, attempt): chunk for chunk in chunks}
@@ -141,21 +139,21 @@ class _Asking:
                     advance(len(futures[future]))
             except BaseException as error:
                 self._stopping.set()
-                if isinstance(error, KeyboardInterrupt):
-                    _console(show_progress)("Stopping when what is in flight has arrived; Ctrl-C again gives it up.")
-                for future in futures:
-                    future.cancel()
-                raise  # leaving the pool waits for what is in flight
+                if isinstance(error, KeyboardInterrupt) and self.show_progress:
+                    _say("Stopping when what is in flight has arrived; Ctrl-C again gives it up.")
+                raise  # leaving the pool waits for what is in flight; what is queued sees the flag
 
     def _ask(self, chunk: Sequence[Question], attempt: int) -> None:
         """One call of the judge: reserve, send, journal, settle, and only then read."""
+        if self._stopping.is_set():
+            return
         judge = self.judge
         worst = math.fsum(_worst(judge, question.request, self.budget) for question in chunk)
         keys = [question.key(judge, attempt) for question in chunk]
         self.budget.reserve(worst)
         spent = 0.0
         try:
-            if self._stopping.is_set():
+            if self._stopping.is_set():  # while it waited for money
                 return
             if judge.paid:  # so that the next run knows what may have been billed without being received
                 for key in keys:
@@ -164,6 +162,9 @@ class _Asking:
             for key, reply in zip(keys, replies, strict=True):
                 self.journal.put(key, reply.to_json(), kind="judgment")
             spent = math.fsum(_billed(judge, q.request, r) for q, r in zip(chunk, replies, strict=True))
+        except BaseException:
+            self._stopping.set()  # before the reservation is given back, which wakes those that wait for it
+            raise
         finally:
             self.budget.settle(worst, spent)
         for question, reply in zip(chunk, replies, strict=True):
@@ -216,28 +217,7 @@ def _sent(key: str) -> str:
     return f"sent:{key}"
 
 
-def _console(show: bool) -> Callable[[str], Any]:
-    if not show:
-        return lambda text: None
+def _say(text: str) -> None:
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False).print
-
-
-@contextmanager
-def _progress(title: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """A bar on a terminal, a line at the start and one at the end elsewhere, nothing with `show=False`."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True, highlight=False)
-    if not show or not console.is_terminal:
-        say = _console(show)
-        say(f"{title}: {total} to go.")
-        yield lambda count: None
-        say(f"{title}: done.")
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        task = bar.add_task(title, total=total)
-        yield lambda count: bar.update(task, advance=count)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(text, markup=False)

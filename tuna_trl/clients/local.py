@@ -22,11 +22,9 @@ from torch import Tensor
 from ..data.schema import Messages, digest
 from ..errors import InputError
 from .base import Sample, Sampling, Usage
+from .drawing import draw_tokens
 from .kv_cache import can_expand, expand
 from .weights import weights_digest
-
-
-_BLOCK = 256
 
 
 @dataclass
@@ -202,9 +200,8 @@ class TransformersSampler:
         slots = list(branches)  # the branch in each row of the batch
         uniforms = _uniforms(branches, sampling)
         ends = self._end_tokens()
-        while True:
-            steps = torch.tensor([min(len(b.ids), uniforms.shape[1] - 1) for b in slots], device=uniforms.device)
-            tokens, logprobs = draw_tokens(logits, uniforms.gather(1, steps[:, None])[:, 0], sampling)
+        for step in range(sampling.max_new_tokens):
+            tokens, logprobs = draw_tokens(logits, uniforms[:, step], sampling)
             for branch, token, logprob in zip(slots, tokens.tolist(), logprobs.tolist(), strict=True):
                 if branch.finish_reason is None:
                     _append(branch, token, logprob, ends)
@@ -214,8 +211,7 @@ class TransformersSampler:
             if self._expandable and 2 * len(live) <= len(slots):
                 keep = torch.tensor(live, device=self.device)
                 cache.batch_select_indices(keep)
-                mask, tokens = mask[keep], tokens[keep.to(tokens.device)]
-                uniforms = uniforms[keep.to(uniforms.device)]
+                mask, tokens, uniforms = mask[keep], tokens[keep.to(tokens.device)], uniforms[live]
                 slots = [slots[k] for k in live]
             # The position of a finished row stays where it ended, so that no table of positions is overrun.
             positions = torch.tensor([[b.prompt_len + len(b.ids) - 1] for b in slots], device=self.device)
@@ -231,7 +227,7 @@ class TransformersSampler:
         ids, mask = ids.to(self.device), mask.to(self.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         logits, cache = self._forward(ids, mask, positions, None)
-        if copies == repeats:
+        if not self._expandable:
             return logits, cache, mask
         if not can_expand(cache):
             self._expandable = False
@@ -258,72 +254,6 @@ class TransformersSampler:
         return Sample(text, tuple(branch.logprobs), branch.finish_reason, usage)
 
 
-def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """One token per row and its log-prob under the model itself.
-
-    The token is the first whose cumulative probability exceeds the row's uniform number, after temperature, then
-    top-k, then top-p, in the order of the vocabulary; at temperature 0 it is the most probable one. The log-prob is
-    `log_softmax(logits)[token]` of the raw logits at temperature 1, in float32 or better, whatever was drawn from.
-
-    Args:
-        logits: `(rows, V)`.
-        uniforms: `(rows,)` float64 in [0, 1); not read at temperature 0.
-
-    Returns:
-        tokens `(rows,)` int64; log-probs `(rows,)`, nats.
-    """
-    if logits.device.type == "mps":  # has no float64
-        logits = logits.cpu()
-    raw = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    if sampling.temperature == 0:
-        tokens = raw.argmax(-1)
-    else:
-        scores = raw if sampling.temperature == 1 else raw / sampling.temperature
-        tokens = _invert(_cut(scores, sampling), uniforms)
-    return tokens, raw.gather(-1, tokens[:, None])[:, 0] - raw.logsumexp(-1)
-
-
-def _invert(scores: Tensor, uniforms: Tensor) -> Tensor:
-    """The inverse of the cumulative distribution `softmax(scores)` at `uniforms`: `(rows,)` int64.
-
-    Searched first among sums of 256 tokens, then within one: a cumulative sum over the whole vocabulary in float64
-    takes a third of a decoding step (64 rows x 49,152 tokens, 2 cores).
-    """
-    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
-    if short := -weights.shape[-1] % _BLOCK:
-        weights = torch.nn.functional.pad(weights, (0, short))
-    blocks = weights.view(len(weights), -1, _BLOCK)
-    cumulative = blocks.sum(-1).double().cumsum(-1)
-    target = uniforms[:, None] * cumulative[:, -1:]
-    block = _first_above(cumulative, target)
-    before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
-    inside = blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK))[:, 0].double().cumsum(-1)
-    return (block * _BLOCK + _first_above(inside, target - before))[:, 0]
-
-
-def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:
-    """`(rows, 1)`: the first place whose cumulative sum exceeds `target`; never one that adds nothing.
-
-    Rounding can lift `target` to the last sum or above it; then it is the last place that adds something.
-    """
-    last = cumulative[:, -1:]
-    below = torch.minimum(target, torch.nextafter(last, torch.zeros_like(last)))
-    return torch.searchsorted(cumulative, below, right=True).clamp(max=cumulative.shape[-1] - 1)
-
-
-def _cut(scores: Tensor, sampling: Sampling) -> Tensor:
-    """Scores with -inf outside the top k (ties at the k-th stay) and outside the smallest set that reaches top_p."""
-    if 0 < sampling.top_k < scores.shape[-1]:
-        kth = scores.topk(sampling.top_k, dim=-1).values[:, -1:]
-        scores = scores.masked_fill(scores < kth, -torch.inf)
-    if sampling.top_p < 1.0:
-        ordered, order = scores.sort(dim=-1, descending=True, stable=True)
-        probs = ordered.softmax(-1)
-        outside = probs.cumsum(-1) - probs >= sampling.top_p  # what comes before a token already reaches top_p
-        scores = scores.masked_fill(torch.zeros_like(outside).scatter(-1, order, outside), -torch.inf)
-    return scores
-
-
 def _append(branch: _Branch, token: int, logprob: float, ends: set[int]) -> None:
     branch.ids.append(token)
     branch.logprobs.append(logprob)
@@ -341,7 +271,7 @@ def _uniforms(branches: list[_Branch], sampling: Sampling) -> Tensor:
     NumPy's PCG64, not torch's generator: torch seeds with 32 bits, where the 208,000 seeds of 52,000 prompts collide.
     """
     if sampling.temperature == 0:
-        return torch.zeros(len(branches), 1, dtype=torch.float64)
+        return torch.zeros(len(branches), sampling.max_new_tokens, dtype=torch.float64)
     rows = [np.random.default_rng(branch.seed).random(sampling.max_new_tokens) for branch in branches]
     return torch.from_numpy(np.stack(rows))
 

@@ -12,18 +12,17 @@ from ..data.schema import digest
 from ..errors import InputError
 
 
-_WORDS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-_CHUNK = 1 << 22  # words summed at a time: the sum is taken over an int64 copy, 32 MB
+_CHUNK = 1 << 24  # words summed at a time
 _PROBES = 256
 
 
 def weights_digest(model: torch.nn.Module) -> str:
     """sha256 over every parameter and buffer of `model`, adapters included: name, shape, dtype, contents.
 
-    Contents are the sum of the tensor's words read as integers, modulo 2^64, and 256 words at equal distances. The sum
-    takes no rounding, so it is the same on every device and for any number of threads, and one changed bit anywhere
-    changes it; the words catch a reordering, which a sum alone would not. Training an adapter for one step, or a full
-    model in bfloat16 where most small updates round away, gives another digest.
+    Contents are the sum of the tensor's bytes read as 64-bit integers, modulo 2^64, and 256 of these words at equal
+    distances. The sum takes no rounding, so it is the same on every device and for any number of threads, and one
+    changed bit anywhere changes it; the words catch a reordering, which a sum alone would not. One training step of an
+    adapter, or of a full model in bfloat16 where most small updates round away, gives another digest.
 
     Raises:
         InputError: weights that are not loaded (on the meta device).
@@ -38,7 +37,12 @@ def _contents(name: str, tensor: Tensor) -> tuple[int, list[int]]:
             f"The weight {name!r} is not loaded (meta device), so the model cannot be told from another. "
             "Load the model without offloading to disk."
         )
-    words = tensor.detach().contiguous().reshape(-1).view(_WORDS[tensor.element_size()])
-    total = sum(int(chunk.sum(dtype=torch.int64)) for chunk in words.split(_CHUNK)) % (1 << 64) if words.numel() else 0
-    stride = max(1, words.numel() // _PROBES)
-    return total, words[::stride][:_PROBES].tolist()
+    data = tensor.detach().reshape(-1).contiguous()
+    if data.storage_offset() * data.element_size() % 8:
+        data = data.clone()  # a view as eight-byte words must begin at one
+    data = data.view(torch.uint8)
+    whole = len(data) // 8 * 8
+    words = data[:whole].view(torch.int64)
+    total = sum(int(chunk.sum()) for chunk in words.split(_CHUNK)) if whole else 0
+    probes = words[:: max(1, len(words) // _PROBES)][:_PROBES]
+    return total % (1 << 64), probes.tolist() + data[whole:].tolist()

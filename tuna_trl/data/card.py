@@ -121,6 +121,15 @@ def figure(value: float | None, digits: int = 2) -> str:
     return "–" if value is None else f"{value:.{digits}f}".replace("-", "−")
 
 
+def printable(text: str) -> str:
+    """A text without controls, bidirectional overrides and lone surrogates (each a U+FFFD), its lines ended by \\n.
+
+    >>> printable("a\\x00b\\r\\n")
+    'a\ufffdb\\n'
+    """
+    return _CONTROLS.sub("\ufffd", text.replace("\r\n", "\n").replace("\r", "\n"))
+
+
 def counted(number: int, noun: str) -> str:
     """A number with its noun.
 
@@ -139,7 +148,7 @@ def code(text: str | None) -> str:
     """
     if text is None:
         return "–"
-    text = " ".join(_CONTROLS.sub("\ufffd", text).split()) or "\ufffd"
+    text = " ".join(printable(text).split()) or "\ufffd"
     text = (text if len(text) <= 80 else text[:79] + "…").replace("|", "\\|")
     ticks = "`" * (1 + max(map(len, re.findall("`+", text)), default=0))
     pad = " " if text.startswith("`") or text.endswith("`") else ""
@@ -152,12 +161,12 @@ def plain(text: str) -> str:
     >>> plain("a <b> *c*")
     'a \\\\<b\\\\> \\\\*c\\\\*'
     """
-    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(_CONTROLS.sub("\ufffd", text).split()))
+    return re.sub(r"([!-/:-@\[-`{-~])", r"\\\1", " ".join(printable(text).split()))
 
 
 def fenced(text: str, limit: int = _SHOWN_CHARACTERS, language: str = "text") -> str:
     """A text as a code block whose fence is longer than any in the text; cut at `limit` characters, and saying so."""
     note = "" if len(text) <= limit else f"\n\n*cut here; {len(text):,} characters in all*"
-    text = _CONTROLS.sub("\ufffd", text[:limit].replace("\r\n", "\n").replace("\r", "\n"))
+    text = printable(text[:limit])
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}{note}"

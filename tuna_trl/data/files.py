@@ -57,8 +57,12 @@ def read_rows(files: Sequence[Path]) -> Dataset:
 
     Raises:
         SchemaError: a row is wrong; names file, row (from 0) and, in line formats, line (from 1).
+        InputError: there is no row at all.
     """
-    return rows_to_dataset(row for file in files for row in _read(file))
+    dataset = rows_to_dataset(row for file in files for row in _read(file))
+    if len(dataset) == 0:
+        raise InputError(f"{', '.join(file.name for file in files)}: no rows.")
+    return dataset
 
 
 def rows_to_dataset(rows: Iterable[NamedRow]) -> Dataset:
@@ -80,7 +84,9 @@ def rows_to_dataset(rows: Iterable[NamedRow]) -> Dataset:
             batch = []
     if batch:
         batches.append(_to_arrow(batch))
-    return concatenate_datasets(batches) if batches else Dataset.from_list([], features=ranked_features())
+    if not batches:  # from_list of nothing ignores the features
+        return Dataset.from_dict({column: [] for column in ranked_features()}, features=ranked_features())
+    return concatenate_datasets(batches)
 
 
 def _to_arrow(batch: Sequence[NamedRow]) -> Dataset:

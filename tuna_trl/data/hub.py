@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import BuildError, InputError, SchemaError, did_you_mean
+from .files import SUFFIXES, data_files, read_rows, rows_to_dataset
 from .folder import replace_folder
 from .parquet import cast_columns, quiet_unless_terminal, write_config
 from .schema import check_row, judgment_features, ranked_features
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 _FOLDERS = {"default": "data", "judgments": "judgments"}
 _OWNED = ("README.md", *_FOLDERS.values())  # what a new save replaces; all else in the folder is carried over
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 def save_ranked(
@@ -62,7 +63,9 @@ def save_ranked(
         raise InputError(f"`card` has an unknown key {sorted(unknown)[0]!r}; known keys: 'license', 'extra'.")
     ranked = _as_splits(dataset, "dataset", ranked_features())
     configs = {"default": ranked}
-    if judgments:
+    if isinstance(judgments, Mapping):
+        judgments = {split: part for split, part in judgments.items() if len(part)}
+    if judgments:  # load_dataset cannot load a split without rows
         configs["judgments"] = _as_splits(judgments, "judgments", judgment_features())
     for split, part in ranked.items():
         _check_rows(part, f"split {split!r}, ")
@@ -97,8 +100,6 @@ def load_ranked(
         InputError: there is no such path or dataset, or no such split.
     """
     from datasets import DatasetDict
-
-    from .files import data_files, read_rows
 
     path = Path(path_or_id).expanduser()
     if path.exists():
@@ -214,7 +215,7 @@ def _load_from_hub(path_or_id: str | Path, revision: str | None) -> DatasetDict:
     from datasets.exceptions import DatasetNotFoundError
 
     absent = f"{path_or_id} is no file or folder here (the current folder is {os.getcwd()})"
-    if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(path_or_id):
+    if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(path_or_id) or path_or_id.endswith(SUFFIXES):
         raise InputError(f"{absent}; a Hub dataset is written owner/name.")
     try:
         return _load(path_or_id, revision)
@@ -225,8 +226,6 @@ def _load_from_hub(path_or_id: str | Path, revision: str | None) -> DatasetDict:
 def _normalised(dataset: DatasetDict, name: str) -> DatasetDict:
     """Rows as they are where the columns are ours already (and the rows check out); otherwise each one normalised."""
     from datasets import DatasetDict
-
-    from .files import rows_to_dataset
 
     ours = ranked_features()
     result = {}

@@ -270,9 +270,11 @@ def normalise_row(row: Mapping[str, Any], where: str = "row 0") -> dict[str, Any
         messages = as_messages(row["prompt"])
     except SchemaError as error:
         raise SchemaError(f"{where}: {error}") from None
-    provenance = row.get("provenance")
-    if provenance is not None and not isinstance(provenance, Mapping):
-        raise SchemaError(f"{where}: column 'provenance' must be an object, got {_shown(provenance)}.")
+    kinds = {"reference": str, "ranker": str, "source": str, "provenance": Mapping}
+    for column, kind in kinds.items():
+        if not isinstance(row.get(column), kind | None):
+            expected = "a string" if kind is str else "an object"
+            raise SchemaError(f"{where}: column {column!r} is {_shown(row[column])}, expected {expected} or null.")
     known = {name: row[name] for name in ("reference", "agreement_w", "agreement_tau", "source") if name in row}
     try:
         return make_row(
@@ -281,7 +283,7 @@ def normalise_row(row: Mapping[str, Any], where: str = "row 0") -> dict[str, Any
             ranking_method=row.get("ranking_method") or "import",
             ranker=row.get("ranker"),
             status=row.get("status") or "ok",
-            provenance=provenance,
+            provenance=row.get("provenance"),
             **known,
         )
     except SchemaError as error:
@@ -294,21 +296,17 @@ def check_row(row: Mapping[str, Any], where: str = "row") -> None:
     for column, known in (("ranking_method", RANKING_METHODS), ("status", STATUSES)):
         if row[column] not in known:
             raise SchemaError(f"{where}: column {column!r} is {row[column]!r}, expected one of {', '.join(known)}.")
-    ranks = []
     for k, response in enumerate(row["responses"]):
-        column = f"responses[{k}]"
-        if not isinstance(response["content"], str):
-            found = _shown(response["content"])
-            raise SchemaError(f"{where}: column '{column}.content' must be a string, got {found}.")
-        _check_numbers(response, len(row["responses"]), f"{where}: column '{column}")
-        if response["rank"] is not None:
-            ranks.append(int(response["rank"]))
-    expected = dense_to_competition(ranks)
-    if ranks != expected:
+        _check_response(response, len(row["responses"]), f"{where}: column 'responses[{k}]")
+        if response["content"] is None:
+            raise SchemaError(f"{where}: column 'responses[{k}].content' is null, expected a string.")
+    ranks = [response["rank"] for response in row["responses"]]
+    expected = sorted(dense_to_competition([rank for rank in ranks if rank is not None]))
+    if ranks != expected + [None] * (len(ranks) - len(expected)):
         raise SchemaError(
-            f"{where}: column 'responses.rank' is {ranks}, which is no competition ranking of {len(ranks)} responses "
-            f"(1 = best, ties share a rank, the next rank is skipped); the same order reads {expected}. "
-            "Mend it with tuna_trl.data.schema.dense_to_competition(ranks)."
+            f"{where}: column 'responses.rank' is {ranks}, which is no competition ranking stored best first: that "
+            f"would read {expected} (1 = best, ties share a rank, the next rank is skipped), then the unranked. "
+            "Mend it with tuna_trl.normalise_row(row)."
         )
 
 
@@ -355,7 +353,7 @@ def _fill_ranks(responses: list[dict[str, Any]], status: str | None, where: str)
     A row whose status says that its ranking did not come off keeps what it has: its scores are no ranking.
     """
     for k, response in enumerate(responses):
-        _check_numbers(response, len(responses), f"{where}: column 'responses[{k}]")
+        _check_response(response, len(responses), f"{where}: column 'responses[{k}]")
     ranked = [r for r in responses if r.get("rank") is not None]
     scored = [r for r in responses if r.get("score") is not None]
     if ranked:
@@ -374,24 +372,26 @@ def _fill_ranks(responses: list[dict[str, Any]], status: str | None, where: str)
     return responses
 
 
-def _check_numbers(response: Mapping[str, Any], responses: int, column: str) -> None:
-    """Raise a [`SchemaError`] if rank, score or index of a response is no number of its kind."""
-    rank, score, index = (response.get(name) for name in ("rank", "score", "index"))
-    if rank is not None:
-        if isinstance(rank, bool) or not isinstance(rank, Real) or rank % 1 != 0 or rank < 1:  # NaN % 1 is NaN
-            raise SchemaError(f"{column}.rank' is {rank!r}; ranks are integers, 1 = best, null = not ranked.")
-        if rank > responses:
-            raise SchemaError(
-                f"{column}.rank' is {rank}, but there are only {responses} responses: a rank for a response that "
-                "isn't there. Mend it with tuna_trl.data.schema.dense_to_competition(ranks)."
-            )
-    if score is not None and (isinstance(score, bool) or not isinstance(score, Real) or not math.isfinite(score)):
+def _check_response(response: Mapping[str, Any], responses: int, column: str) -> None:
+    """Raise a [`SchemaError`] if a field of one of so many `responses` is not what [`RESPONSE_FIELDS`] says."""
+    for name, dtype in RESPONSE_FIELDS.items():
+        value = response.get(name)
+        kind = {"int32": Real if name == "rank" else Integral, "float64": Real, "string": str}[dtype]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, kind)):
+            raise SchemaError(f"{column}.{name}' is {_shown(value)}, expected {dtype} or null.")
+    rank, score = response.get("rank"), response.get("score")
+    if rank is not None and (rank % 1 != 0 or rank < 1):  # NaN % 1 is NaN
+        raise SchemaError(f"{column}.rank' is {rank!r}; ranks are integers, 1 = best, null = not ranked.")
+    if rank is not None and rank > responses:
+        raise SchemaError(
+            f"{column}.rank' is {rank}, but there are only {responses} responses: a rank for a response that "
+            "isn't there. Mend it with tuna_trl.data.schema.dense_to_competition(ranks)."
+        )
+    if score is not None and not math.isfinite(score):
         raise SchemaError(
             f"{column}.score' is {score!r}; a score is a finite number, or null for a response that could not be "
             "scored (then its rank is null too)."
         )
-    if index is not None and (isinstance(index, bool) or not isinstance(index, Integral)):
-        raise SchemaError(f"{column}.index' is {index!r}; an index is the response's place (from 0) as sampled.")
 
 
 def _shown(value: Any) -> str:

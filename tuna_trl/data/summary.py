@@ -5,12 +5,11 @@ The card and the report draw the same figures from here, so that they cannot dis
 
 from __future__ import annotations
 
+import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from .schema import STATUSES
 
@@ -140,7 +139,7 @@ def summarise_judgments(datasets: Dataset | Iterable[Dataset]) -> JudgmentSummar
         cost=sum(costs) if costs else None,
         place_scores=[_mean(scores) for _, scores in sorted(places.items())],
         first_wins=_mean(first),
-        first_expected=float(np.mean(expected)) if expected else None,
+        first_expected=math.fsum(expected) / len(expected) if expected else None,
     )
 
 
@@ -150,24 +149,24 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     >>> spearman([1, 2, 3], [10, 20, 30])
     1.0
     """
-    if len(a) < 2:
-        return None
     x, y = _mid_ranks(a), _mid_ranks(b)
-    x, y = x - x.mean(), y - y.mean()
-    scale = np.sqrt((x @ x) * (y @ y))
-    return float(x @ y / scale) if scale > 0 else None
+    centre = (len(a) + 1) / 2
+    product = sum((i - centre) * (j - centre) for i, j in zip(x, y, strict=True))
+    scale = math.sqrt(sum((i - centre) ** 2 for i in x) * sum((j - centre) ** 2 for j in y))
+    return product / scale if scale > 0 else None
 
 
-def _mid_ranks(values: Sequence[float]) -> np.ndarray:
-    """Ascending ranks from 1; equal values share the mean of the places they take."""
-    _, inverse, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return (last - (counts - 1) / 2)[inverse]
+def _mid_ranks(values: Sequence[float]) -> list[float]:
+    """Ascending ranks from 1; equal values share the mean of the places they take. Rows are short: no array needed."""
+    place, count = {}, Counter(values)
+    for i, value in enumerate(sorted(values), start=1):
+        place.setdefault(value, i)
+    return [place[value] + (count[value] - 1) / 2 for value in values]
 
 
 def _mean(values: Iterable[float | None]) -> Mean:
     kept = [value for value in values if value is not None]
-    return Mean(float(np.mean(kept)) if kept else None, len(kept))
+    return Mean(math.fsum(kept) / len(kept) if kept else None, len(kept))
 
 
 def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:

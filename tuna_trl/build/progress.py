@@ -1,0 +1,37 @@
+"""What a long step of a build says on stderr: a bar on a terminal, elsewhere one line at start and end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(title: str, total: int, note: str = "", *, show: bool = True) -> Iterator[Callable[[int], None]]:
+    """Yields `advance(count)`.
+
+    Args:
+        title: what is being done.
+        total: how much of it there is to do.
+        note: said once at the start ("12 of 40 buckets were already in the journal").
+        show: False says nothing at all.
+    """
+    if not show:
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    start = f"{title}: {total} to go" + (f" ({note})." if note else ".")
+    if not console.is_terminal:
+        console.print(start, markup=False)
+        yield lambda count: None
+        console.print(f"{title}: done.", markup=False)
+        return
+    if note:
+        console.print(start, markup=False)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.update(task, advance=count)

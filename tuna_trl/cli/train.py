@@ -1,0 +1,159 @@
+"""`tuna-trl train --config x.yaml`: TunaTrainer from a YAML file with the keys of `trl sft`, and flags over it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+
+if TYPE_CHECKING:
+    from datasets import DatasetDict
+
+CONTEXT = {"allow_extra_args": True, "ignore_unknown_options": True}
+
+
+def train(
+    context: typer.Context,
+    config: Annotated[Path | None, typer.Option(help="YAML file; keys as in `trl sft`, and TunaConfig's own.")] = None,
+    restart: Annotated[bool, typer.Option(help="Start anew where output_dir holds a checkpoint.")] = False,
+) -> None:
+    """Train on ranked (or any SFT or preference) data. Further flags, such as --learning_rate 1e-4 or --margin 0.2,
+    are the fields of TunaConfig, trl.ModelConfig and trl.ScriptArguments, and override the file. A run whose
+    output_dir holds a checkpoint goes on from it."""
+    script, training, model_config = _parse(config, context.args)
+
+    from trl import get_peft_config, get_quantization_config
+
+    from ..errors import InputError
+    from ..trainer import TunaTrainer
+
+    if not model_config.model_name_or_path:
+        raise InputError("`model_name_or_path` is missing: name a Hub id, a folder, or 'embedded'.")
+    quantization = get_quantization_config(model_config)
+    training.model_init_kwargs = {
+        **(training.model_init_kwargs or {}),
+        **_model_kwargs(model_config, quantised=quantization is not None),
+    }
+    dataset = _load(script)
+    evaluation = dataset.get(script.dataset_test_split) if training.eval_strategy != "no" else None
+    trainer = TunaTrainer(
+        model=model_config.model_name_or_path,
+        args=training,
+        train_dataset=dataset[script.dataset_train_split],
+        eval_dataset=evaluation,
+        quantization_config=quantization,
+        peft_config=get_peft_config(model_config),
+    )
+    checkpoint = _checkpoint(training, restart)
+    if checkpoint:
+        typer.echo(f"Going on from {checkpoint} (--restart starts anew).")
+    trainer.train(resume_from_checkpoint=checkpoint)
+    trainer.save_model(training.output_dir)
+    trainer.create_model_card(dataset_name=None if Path(script.dataset_name).exists() else script.dataset_name)
+    if training.push_to_hub:
+        trainer.push_to_hub(dataset_name=script.dataset_name)
+    if trainer.is_world_process_zero():
+        typer.echo(f"Saved to {training.output_dir}.")
+
+
+def _parse(config: Path | None, flags: list[str]) -> tuple[Any, Any, Any]:
+    """The three dataclasses from file and flags; what is unknown is named with a suggestion."""
+    import dataclasses
+
+    import yaml
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+
+    from ..config import TunaConfig
+    from ..errors import InputError, did_you_mean
+
+    kinds = (ScriptArguments, TunaConfig, ModelConfig, DatasetMixtureConfig)
+    known = {f.name for kind in kinds for f in dataclasses.fields(kind)} | {"env", "datasets"}
+    if config is not None:
+        try:
+            values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        except OSError as error:
+            raise InputError(f"--config {config} could not be read: {error.strerror}.") from error
+        except yaml.YAMLError as error:
+            raise InputError(f"--config {config} is no valid YAML: {' '.join(str(error).split())}.") from error
+        if not isinstance(values, dict):
+            raise InputError(f"--config {config} must hold `key: value` lines, got a {type(values).__name__}.")
+        for key in values:
+            if key not in known:
+                raise InputError(f"--config {config}: unknown key {key!r}.{did_you_mean(str(key), known)}")
+    for flag in flags:
+        name = flag.removeprefix("--").split("=")[0].replace("-", "_")
+        if flag.startswith("--") and name.removeprefix("no_") not in known and name not in known:
+            raise InputError(f"unknown flag {flag.split('=')[0]}.{did_you_mean(name, known)}")
+
+    class Parser(TrlParser):
+        def error(self, message: str) -> None:  # argparse prints 120 lines of usage first
+            raise InputError(message)
+
+    arguments = [*(["--config", str(config)] if config else []), *flags]
+    try:
+        script, training, model, mixture = Parser(kinds).parse_args_and_config(arguments)
+    except InputError:
+        raise
+    except (ValueError, TypeError) as error:
+        raise InputError(str(error)) from error
+    if mixture.datasets:
+        raise InputError("`datasets` (a mixture) is not supported yet; concatenate them and give `dataset_name`.")
+    if not script.dataset_name:
+        raise InputError("`dataset_name` is missing: name a folder, a .jsonl or .parquet file, or a Hub id.")
+    return script, training, model
+
+
+def _model_kwargs(model_config: Any, quantised: bool) -> dict[str, Any]:
+    """What `trl sft` makes of a ModelConfig."""
+    kwargs: dict[str, Any] = {
+        "revision": model_config.model_revision,
+        "attn_implementation": model_config.attn_implementation,
+        "dtype": model_config.dtype,
+    }
+    if quantised:
+        from trl import get_kbit_device_map
+
+        kwargs["device_map"] = get_kbit_device_map()
+    return {name: value for name, value in kwargs.items() if value is not None}
+
+
+def _load(script: Any) -> DatasetDict:
+    """A dataset by path or Hub id, with the split that trains."""
+    from datasets import load_dataset
+
+    from ..errors import InputError, did_you_mean
+
+    name = script.dataset_name
+    path = Path(name)
+    if path.is_file():
+        kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}.get(path.suffix)
+        if kind is None:
+            raise InputError(f"`dataset_name` {name}: expected a .jsonl, .json, .parquet or .csv file.")
+        dataset = load_dataset(kind, data_files=str(path))
+    elif path.suffix in (".jsonl", ".json", ".parquet", ".csv"):
+        raise InputError(f"`dataset_name` {name}: there is no such file.")
+    else:
+        try:
+            dataset = load_dataset(str(path) if path.is_dir() else name, name=script.dataset_config)
+        except (OSError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise InputError(f"`dataset_name` {name!r} could not be loaded: {reason}") from error
+    if script.dataset_train_split not in dataset:
+        raise InputError(
+            f"`dataset_train_split` is {script.dataset_train_split!r}, but {name} has {', '.join(dataset)}."
+            f"{did_you_mean(script.dataset_train_split, dataset)}"
+        )
+    return dataset
+
+
+def _checkpoint(training: Any, restart: bool) -> str | None:
+    """The checkpoint to go on from: the one asked for, else the last in output_dir."""
+    from transformers.trainer_utils import get_last_checkpoint
+
+    if restart:
+        return None
+    if training.resume_from_checkpoint:
+        return training.resume_from_checkpoint
+    return get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None

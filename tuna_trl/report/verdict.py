@@ -1,0 +1,121 @@
+"""What the intervals allow one to say, in sentences; and nothing beyond.
+
+A model is better or worse than the start model in a metric only where the 95 % interval of the paired difference lies
+on one side of 0. Where only the two models' own intervals are known, they must not overlap.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .text import interval, is_interval, number
+
+
+START = "start"
+MODEL_NAMES = {"start": "Start model", "tuna_p": "Tunaₚ", "tuna": "Tuna"}
+METRIC_NAMES = {"rank_accuracy": "rank accuracy", "kendall_tau": "Kendall’s τ", "judge_score": "judge score"}
+BASELINE_NAMES = {"longer_wins": "the longer response", "shorter_wins": "the shorter response"}
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One sentence of the verdict; `kind` is better, worse, mixed, none or unknown (for the colour beside it)."""
+
+    kind: str
+    subject: str
+    text: str
+
+
+def model_name(key: str) -> str:
+    return MODEL_NAMES.get(key, key)
+
+
+def metric_name(key: str) -> str:
+    return METRIC_NAMES.get(key, key.replace("_", " "))
+
+
+def compare(summary: Mapping[str, Any], model: str, metric: str) -> tuple[str, str]:
+    """How a model stands to the start model in a metric: (better | worse | none | unknown, the figures)."""
+    difference = _entry(summary, "differences", model, metric)
+    if is_interval(difference):
+        kind = "better" if difference["low"] > 0 else "worse" if difference["high"] < 0 else "none"
+        return kind, f"{number(difference['mean'], sign=True)}\u00a0{interval(difference, sign=True)}"
+    own, start = _entry(summary, "models", model, metric), _entry(summary, "models", START, metric)
+    if not is_interval(own) or not is_interval(start):
+        return "unknown", ""
+    kind = "better" if own["low"] > start["high"] else "worse" if own["high"] < start["low"] else "none"
+    return kind, f"{_with_interval(own)} against {_with_interval(start)}"
+
+
+def statements(summary: Mapping[str, Any]) -> list[Statement]:
+    """The verdict: a sentence for each trained model, and one for each against the length baseline."""
+    models = dict.fromkeys([*(summary.get("models") or {}), *(summary.get("differences") or {})])
+    trained = [model for model in models if model != START]
+    result = [_against_start(summary, model) for model in trained]
+    result += [_against_length(summary, model) for model in trained]
+    return [statement for statement in result if statement is not None]
+
+
+def _against_start(summary: Mapping[str, Any], model: str) -> Statement | None:
+    metrics = dict.fromkeys([*METRIC_NAMES, *_metrics(summary, model)])
+    found: dict[str, list[str]] = {"better": [], "worse": [], "none": []}
+    for metric in metrics:
+        kind, figures = compare(summary, model, metric)
+        if kind in found:
+            found[kind].append(f"{metric_name(metric)} ({figures})")
+    clauses = []
+    if found["better"]:
+        clauses.append(f"better than the start model in {_list(found['better'])}")
+    if found["worse"]:
+        clauses.append(f"worse than the start model in {_list(found['worse'])}")
+    if found["none"]:
+        clauses.append(f"no difference beyond the 95 % interval in {_list(found['none'])}")
+    if not clauses:
+        return None
+    kind = "mixed" if found["better"] and found["worse"] else next(name for name in found if found[name])
+    return Statement(kind, model_name(model), "; ".join(clauses) + ".")
+
+
+def _against_length(summary: Mapping[str, Any], model: str) -> Statement | None:
+    """Rank accuracy against the better of the two length rules: what needs no model at all."""
+    baselines = summary.get("length_baseline") or {}
+    rules = {name: baselines.get(name) for name in BASELINE_NAMES if is_interval(baselines.get(name))}
+    own = _entry(summary, "models", model, "rank_accuracy")
+    if not rules or not is_interval(own):
+        return None
+    name, rule = max(rules.items(), key=lambda item: item[1]["mean"])
+    rule_text = f"always preferring {BASELINE_NAMES[name]} ({_with_interval(rule)})"
+    kind, words = "none", "is not told apart by the 95 % intervals from"
+    if own["low"] > rule["high"]:
+        kind, words = "better", "lies above"
+    elif own["high"] < rule["low"]:
+        kind, words = "worse", "lies below"
+    return Statement(kind, model_name(model), f"rank accuracy {_with_interval(own)} {words} {rule_text}.")
+
+
+def _metrics(summary: Mapping[str, Any], model: str) -> list[str]:
+    return [*_entry(summary, "models", model), *_entry(summary, "differences", model)]
+
+
+def _entry(summary: Mapping[str, Any], *path: str) -> Any:
+    """What stands at a path of the summary; an empty dict where it breaks off."""
+    value: Any = summary
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return {} if value is None else value
+
+
+def _with_interval(entry: Mapping[str, float]) -> str:
+    return f"{number(entry['mean'])}\u00a0{interval(entry)}"
+
+
+def _list(items: Iterable[str]) -> str:
+    """Items as English lists them.
+
+    >>> _list(["a"]), _list(["a", "b", "c"])
+    ('a', 'a, b and c')
+    """
+    *most, last = items
+    return f"{', '.join(most)} and {last}" if most else last
