@@ -6,6 +6,8 @@ from `tuna_trl`.
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 
@@ -108,3 +110,116 @@ def total_loss(
     weigh = {"nll": lambda t: -t, "dft": lambda t: -t * t.exp().detach()}[loss_type]  # dft: arXiv 2508.05629
     nll = sum(weigh(t) for t in targets) / len(targets) if targets else 0.0
     return rank_total / len(rows) + mle_weight * nll
+
+
+# ---- the other losses (notation of tuna_trl/losses/pairwise.py and listwise.py, written again as loops) ----
+
+
+def _rows(logps, lengths, ranks, mask, groups, exponent):
+    """Per row: usable competition ranks, pairs and s_k as 0-d tensors."""
+    for b in range(len(logps)):
+        row_ranks = usable_ranks(list(map(int, ranks[b])), list(map(bool, mask[b])))
+        pairs = row_pairs(row_ranks, None if groups is None else list(map(int, groups[b])))
+        yield b, row_ranks, pairs, {k: logps[b][k] / float(lengths[b][k]) ** exponent for k in row_ranks}
+
+
+def _worse(pairs):
+    """k -> [(j, gap)] of what is worse than k."""
+    found: dict[int, list] = {}
+    for i, j, gap in pairs:
+        found.setdefault(i, []).append((j, gap))
+    return found
+
+
+def _zero(logps, b):
+    return torch.zeros((), dtype=logps.dtype) + 0.0 * logps[b][0]
+
+
+def rrhf(logps, lengths, ranks, mask, *, length_exponent=1.0, groups=None):
+    out = []
+    for b, _, pairs, s in _rows(logps, lengths, ranks, mask, groups, length_exponent):
+        out.append(sum((torch.relu(s[j] - s[i]) for i, j, _ in pairs), _zero(logps, b)))
+    return out
+
+
+def slic(logps, lengths, ranks, mask, *, delta=1.0, groups=None):
+    out = []
+    for b, _, pairs, s in _rows(logps, lengths, ranks, mask, groups, 0.0):
+        out.append(sum((torch.relu(delta - s[i] + s[j]) for i, j, _ in pairs), _zero(logps, b)))
+    return out
+
+
+def simpo(logps, lengths, ranks, mask, *, beta=2.0, gamma=0.5, rank_scaled=False, length_exponent=1.0, groups=None):
+    out = []
+    for b, _, pairs, s in _rows(logps, lengths, ranks, mask, groups, length_exponent):
+        total = _zero(logps, b)
+        for i, j, gap in pairs:
+            z = beta * (s[i] - s[j]) - gamma * (gap if rank_scaled else 1)
+            total = total - torch.log(torch.sigmoid(z)) / len(pairs)
+        out.append(total)
+    return out
+
+
+def listmle(logps, lengths, ranks, mask, *, tau=1.0, top_k=None, length_exponent=1.0, groups=None):
+    out = []
+    for b, row_ranks, pairs, s in _rows(logps, lengths, ranks, mask, groups, length_exponent):
+        total = _zero(logps, b)
+        for k, worse in _worse(pairs).items():
+            if top_k is None or row_ranks[k] <= top_k:
+                bottom = torch.exp(tau * s[k]) + sum(torch.exp(tau * s[j]) for j, _ in worse)
+                total = total - torch.log(torch.exp(tau * s[k]) / bottom)
+        out.append(total)
+    return out
+
+
+def pro(logps, lengths, ranks, mask, *, length_exponent=1.0, groups=None):
+    out = []
+    for b, _, pairs, s in _rows(logps, lengths, ranks, mask, groups, length_exponent):
+        total = _zero(logps, b)
+        for k, worse in _worse(pairs).items():
+            top = torch.exp(s[k] * max(gap for _, gap in worse))
+            total = total - torch.log(top / (top + sum(torch.exp(s[j] * gap) for j, gap in worse)))
+        out.append(total)
+    return out
+
+
+def listnet(
+    logps, lengths, ranks, mask, *, targets=None, tau=1.0, target_temperature=1.0, length_exponent=1.0, groups=None
+):
+    out = []
+    for b, row_ranks, pairs, s in _rows(logps, lengths, ranks, mask, groups, length_exponent):
+        total = _zero(logps, b)
+        if pairs:
+            psi = {k: float("nan") if targets is None else float(targets[b][k]) for k in row_ranks}
+            if any(value != value for value in psi.values()):
+                psi = {k: -float(rank) for k, rank in row_ranks.items()}
+            wanted = {k: torch.exp(torch.tensor(psi[k] / target_temperature, dtype=logps.dtype)) for k in row_ranks}
+            model = {k: torch.exp(tau * s[k]) for k in row_ranks}
+            for k in row_ranks:
+                total = total - wanted[k] / sum(wanted.values()) * torch.log(model[k] / sum(model.values()))
+        out.append(total)
+    return out
+
+
+def dpo_pl(logps, lengths, ranks, mask, *, ref_logps, beta=0.1, groups=None):
+    return listmle(logps - ref_logps, lengths, ranks, mask, tau=beta, length_exponent=0.0, groups=groups)
+
+
+def lipo(logps, lengths, ranks, mask, *, ref_logps, beta=0.1, groups=None):
+    out = []
+    for b, row_ranks, pairs, d in _rows(logps - ref_logps, lengths, ranks, mask, groups, 0.0):
+        total = _zero(logps, b)
+        n = len(row_ranks)
+        psi = {}
+        for i in row_ranks:
+            wins = [
+                1.0 if row_ranks[i] < row_ranks[j] else 0.5 if row_ranks[i] == row_ranks[j] else 0.0 for j in row_ranks
+            ]
+            psi[i] = sum(wins) / n
+        place = {i: 1 + sum(1 for j in row_ranks if float(d[j]) > float(d[i])) for i in row_ranks}
+        for i, j, _ in pairs:
+            gain = abs(2 ** psi[i] - 2 ** psi[j])
+            discount = abs(1 / math.log(1 + place[i]) - 1 / math.log(1 + place[j]))
+            total = total + gain * discount * torch.log(1 + torch.exp(-beta * (d[i] - d[j])))
+        out.append(total)
+    return out

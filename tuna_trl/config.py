@@ -33,8 +33,9 @@ class TunaConfig(SFTConfig):
             Name of a registered ranking loss, or a callable with the signature of `tuna_trl.losses`.
         loss_kwargs (`dict` or `str`, *optional*):
             More keyword arguments of the ranking loss.
-        margin (`float`, *optional*, defaults to `0.1`):
-            Margin per rank, in nats a token (Tuna, arXiv 2310.13385). `0` disables it.
+        margin (`float`, *optional*):
+            Margin per rank, in nats a token. `None` is the loss's own: 0.1 for `tuna` (arXiv 2310.13385), 0.001 for
+            `brio`. `0` disables it.
         pair_reduction (`str`, *optional*, defaults to `"gap_mean"`):
             `"gap_mean"` (the released code) or `"sum"` (the paper's objective); see `tuna_trl.losses.tuna`.
         length_exponent (`float`, *optional*, defaults to `1.0`):
@@ -65,8 +66,9 @@ class TunaConfig(SFTConfig):
     loss_kwargs: dict[str, Any] | str | None = field(
         default=None, metadata={"help": "More keyword arguments of the ranking loss, as JSON."}
     )
-    margin: float = field(
-        default=0.1, metadata={"help": "Margin per rank, nats a token (Tuna, arXiv 2310.13385). 0 disables it."}
+    margin: float | None = field(
+        default=None,
+        metadata={"help": "Margin per rank, nats a token. None = the loss's own (tuna: 0.1). 0 disables it."},
     )
     pair_reduction: str = field(
         default="gap_mean",
@@ -127,7 +129,7 @@ class TunaConfig(SFTConfig):
                 )
         for name in ("margin", "mle_weight", "length_exponent"):
             value = getattr(self, name)
-            if not value >= 0:
+            if value is not None and not value >= 0:
                 raise InputError(f"`{name}` is {value}; it must be a number >= 0 (0 disables it).")
         if self.max_responses is not None and self.max_responses < 1:
             raise InputError(f"`max_responses` is {self.max_responses}; use at least 1, or None for all.")

@@ -107,13 +107,11 @@ class _FrozenHead(torch.autograd.Function):
         needs_grad = ctx.needs_input_grad[0]
         logps = hidden.new_empty(len(hidden), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         slope = torch.empty_like(hidden) if needs_grad else None
-        weight = weight.to(hidden.dtype)
+        weight, bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         for start in range(0, len(hidden), chunk):
             rows = slice(start, start + chunk)
-            raw = hidden[rows] @ weight.T
-            if bias is not None:
-                raw = raw + bias.to(raw.dtype)
-            logits = transform(_at_least_fp32(raw))
+            # one kernel with the bias in it, as the module's own: added afterwards, a bf16 sum would be rounded twice
+            logits = transform(_at_least_fp32(nn.functional.linear(hidden[rows], weight, bias)))
             lse = torch.logsumexp(logits, 1)
             target = targets[rows].unsqueeze(1)
             logps[rows] = logits.gather(1, target).squeeze(1) - lse

@@ -8,8 +8,9 @@ inside the model's own forward, DDP, FSDP, PEFT and autocast see it; without the
 from __future__ import annotations
 
 import functools
+import inspect
 import types
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -53,14 +54,18 @@ def install(model: nn.Module) -> nn.Module:
         )
     transform = LogitTransform.of(base.config)
     plain = _head_is_plain(base, transform)
-    old = base.forward
+    base._tuna_forward = base.forward  # an attribute and no closure: a deep copy binds it to the copy
+    base.forward = types.MethodType(_taught_forward(type(base).forward, transform, plain), base)
+    base._tuna_scoring = True
+    return base
 
-    # type(base).forward carries the signature that generate() checks its keywords against; wrapping the bound method
-    # would lose the first parameter once this function is bound in its turn.
-    @functools.wraps(type(base).forward)
+
+def _taught_forward(plain_forward: Callable, transform: LogitTransform, plain: bool) -> Callable:
+    """The forward of a class with one more keyword; `plain` as found by [`_head_is_plain`]."""
+
     def forward(self, *args, tuna_targets: Mapping[str, Tensor] | None = None, **kwargs):
         if tuna_targets is None:
-            return old(*args, **kwargs)
+            return self._tuna_forward(*args, **kwargs)
         kwargs["use_cache"] = False
         select, targets = tuna_targets["select"], tuna_targets["targets"]
         if plain:
@@ -68,13 +73,16 @@ def install(model: nn.Module) -> nn.Module:
             hidden = hidden.reshape(-1, hidden.shape[-1])[select]
             # looked up at each call: PEFT and FSDP replace the head after this function is made
             return {"logps": token_logps(hidden, targets, self.get_output_embeddings(), transform)}
-        logits = old(*args, **kwargs).logits
+        logits = self._tuna_forward(*args, **kwargs).logits
         logits = _at_least_fp32(logits.reshape(-1, logits.shape[-1])[select])
         return {"logps": logits.gather(1, targets.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, 1)}
 
-    base.forward = types.MethodType(forward, base)
-    base._tuna_scoring = True
-    return base
+    # generate() checks its keywords against this signature. `__wrapped__` must not be there: accelerate follows it to
+    # the end when it takes off its mixed precision (utils/other.py, extract_model_from_parallel), and ours would go too.
+    functools.update_wrapper(forward, plain_forward)
+    del forward.__wrapped__
+    forward.__signature__ = inspect.signature(plain_forward)
+    return forward
 
 
 def response_logps(model: nn.Module, batch: Mapping[str, Tensor], *, loss_type: str = "nll") -> ResponseScores:

@@ -1,4 +1,4 @@
-"""A sampler and a judge for the builders' tests: no model, no network, everything counted."""
+"""A sampler and a judge for the builders' tests (no model, no network, everything counted), and rows to feed them."""
 
 from __future__ import annotations
 
@@ -7,7 +7,33 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from tuna_trl.build.judge import JudgeBuildConfig
 from tuna_trl.clients.base import JudgeRequest, Reply, Sample, Usage, Verdict
+
+
+WORDS = ["alpha one", "beta two", "gamma three", "delta four"]
+
+
+def four(prompt: str) -> list[str]:
+    """Four different answers to a prompt, one for each of [`WORDS`]."""
+    return [f"{word} about {prompt}" for word in WORDS]
+
+
+def config(**options: Any) -> JudgeBuildConfig:
+    return JudgeBuildConfig(**({"show_progress": False, "rouge_threshold": None} | options))
+
+
+def prompts(n: int = 3) -> list[dict[str, str]]:
+    return [{"prompt": f"question {i}", "reference": f"answer {i}"} for i in range(n)]
+
+
+def prefers(word: str) -> Callable[[JudgeRequest], list[float]]:
+    """Scores 9 for the candidate that holds `word`, else its length modulo 5."""
+    return lambda request: [9.0 if word in text else float(len(text) % 5) for text in request.candidates]
+
+
+def by_index(row: dict[str, Any]) -> list[dict[str, Any]]:
+    return sorted(row["responses"], key=lambda response: response["index"])
 
 
 class ListSampler:

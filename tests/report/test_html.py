@@ -289,6 +289,14 @@ class TestPage:
         assert "0.700 [0.660, 0.740]" in text
         assert f"{number(-0.1)} [−0.200, −0.050]" in text
 
+    def test_the_number_of_rows_is_said_where_all_models_agree_on_it(self, tmp_path):
+        models = {
+            name: {"kendall_tau": {**span(0, -1, 1), "rows": 120}, "judge_score": {**span(0, -1, 1), "rows": rows}}
+            for name, rows in (("start", 3), ("tuna", 4))
+        }
+        assert model_table({"models": models})["metrics"] == [("Kendall’s τ", "120 rows"), ("judge score", "")]
+        assert "Kendall’s τ 120 rows" in report(tmp_path, summary={"models": models}).text
+
     def test_equal_input_gives_an_equal_file(self, tmp_path, parts):
         files = [write_report(tmp_path / name, title="t", **parts).read_bytes() for name in ("a.html", "b/b.html")]
         assert files[0] == files[1]

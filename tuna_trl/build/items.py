@@ -88,13 +88,6 @@ def _prompt(row: Any, where: str) -> Messages:
         prompt = as_messages(row["prompt"])
     except SchemaError as error:
         raise SchemaError(f"{where}: {error}") from None
-    for k, message in enumerate(prompt):
-        for part, value in message.items():
-            if not isinstance(value, str):
-                raise SchemaError(
-                    f"{where}: column 'prompt[{k}].{part}' must be a string, got {type(value).__name__}; "
-                    "images and tool calls are not supported."
-                )
     if prompt[-1]["role"] == "assistant":
         raise SchemaError(
             f"{where}: column 'prompt' ends with an assistant message, so there is nothing left to answer. Mend it "

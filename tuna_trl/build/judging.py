@@ -145,7 +145,7 @@ class _Asking:
 
     def _ask(self, chunk: Sequence[Question], attempt: int) -> None:
         """One call of the judge: reserve, send, journal, settle, and only then read."""
-        if self._stopping.is_set():
+        if self._stopping.is_set():  # a long queue is to be let go of without hashing and pricing it first
             return
         judge = self.judge
         worst = math.fsum(_worst(judge, question.request, self.budget) for question in chunk)

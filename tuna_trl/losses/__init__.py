@@ -20,12 +20,27 @@ from typing import Any
 from torch import Tensor
 
 from ..errors import InputError, did_you_mean
+from .listwise import dpo_pl_loss, lipo_loss, listmle_loss, listnet_loss, pro_loss
+from .pairwise import brio_loss, rrhf_loss, simpo_loss, slic_loss
 from .tuna import tuna_loss
 
 
 RankingLoss = Callable[..., Tensor]
 
-_LOSSES: dict[str, RankingLoss] = {"tuna": tuna_loss}
+_LOSSES: dict[str, RankingLoss] = {
+    "tuna": tuna_loss,
+    "rrhf": rrhf_loss,
+    "brio": brio_loss,
+    "slic": slic_loss,
+    "pro": pro_loss,
+    "listmle": listmle_loss,
+    "listnet": listnet_loss,
+    "simpo": simpo_loss,
+    "dpo_pl": dpo_pl_loss,
+    "lipo": lipo_loss,
+}
+# Losses that compare with a reference model; a registered one is told by `register_ranking_loss`.
+_NEED_REFERENCE = {"dpo_pl", "lipo"}
 
 
 def register_ranking_loss(name: str, loss: RankingLoss) -> RankingLoss:
@@ -54,7 +69,7 @@ def bind(loss: str | RankingLoss, loss_kwargs: dict[str, Any], defaults: dict[st
     Args:
         loss_kwargs: what the user asked for; a name the loss does not take is an error.
         defaults: what the config has for all losses (`margin`, `length_exponent`, ...); each goes only to a loss
-            that takes it.
+            that takes it, and None leaves the loss its own default.
     """
     function = ranking_loss(loss)
     parameters = inspect.signature(function).parameters
@@ -66,8 +81,9 @@ def bind(loss: str | RankingLoss, loss_kwargs: dict[str, Any], defaults: dict[st
                 f"`loss_kwargs`: the ranking loss {getattr(function, '__name__', loss)!r} takes no {name!r}."
                 f"{did_you_mean(name, own)} It takes: {', '.join(sorted(own - {'targets', 'ref_logps', 'groups'}))}."
             )
-    given = {name: value for name, value in defaults.items() if name in own} | dict(loss_kwargs)
-    return partial(function, **given)
+    # None = the loss's own default
+    given = {name: value for name, value in defaults.items() if name in own and value is not None}
+    return partial(function, **(given | dict(loss_kwargs)))
 
 
 def takes(loss: RankingLoss, name: str) -> bool:

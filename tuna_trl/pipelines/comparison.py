@@ -83,7 +83,7 @@ def compare(
         {
             "prompt": prompts[i][-1]["content"],
             "reference": references[i],
-            "answers": {name: {"text": answers[name][i], "score": judged[name][i]} for name in models},
+            "answers": {name: {"content": answers[name][i], "score": judged[name][i]} for name in models},
         }
         for i in range(len(rows))
     ]

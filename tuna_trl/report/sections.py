@@ -64,7 +64,8 @@ def model_table(summary: Mapping[str, Any]) -> dict[str, Any] | None:
             cells = [_cell(entry if metric == "rank_accuracy" else None) | {"kind": ""} for metric in metrics]
             name = f"Prefer {BASELINE_NAMES.get(key, key)}"
             rows.append({"name": name, "note": "a rule, no model", "cells": cells, "rule": True})
-    return {"metrics": [metric_name(m) for m in metrics], "known": found & set(METRIC_NAMES), "rows": rows}
+    heads = [(metric_name(m), _row_count([values.get(m) for values in models.values()])) for m in metrics]
+    return {"metrics": heads, "known": found & set(METRIC_NAMES), "rows": rows}
 
 
 def difference_plots(summary: Mapping[str, Any]) -> list[Chart]:
@@ -286,3 +287,10 @@ def _title(prompt: Any) -> str:
 
 def _cell(entry: Any) -> dict[str, str]:
     return {"mean": number(entry["mean"]) if is_interval(entry) else "", "interval": interval(entry)}
+
+
+def _row_count(entries: Sequence[Any]) -> str:
+    """Over how many rows a metric was measured, where the intervals say so and agree."""
+    counts = {entry.get("rows") for entry in entries if is_interval(entry)}
+    (count,) = counts if len(counts) == 1 else (None,)
+    return "" if count is None else f"{count:,} row{'s' if count != 1 else ''}"
