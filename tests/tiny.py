@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import (
@@ -36,10 +38,10 @@ LLAMA3 = (
 )
 
 
-def chatml_tokenizer() -> PreTrainedTokenizerFast:
+def chatml_tokenizer(*, more_merges: Sequence[tuple[str, str]] = ()) -> PreTrainedTokenizerFast:
     """Bytes as tokens plus a few merges, so that a boundary can merge; special tokens as in the Qwen/SmolLM family."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_byte_level(),
+        tokenizer_object=_byte_level(more_merges),
         eos_token="<|im_end|>",
         pad_token="<|pad|>",
         additional_special_tokens=["<|im_start|>"],
@@ -65,10 +67,10 @@ def llama3_tokenizer() -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def _byte_level() -> Tokenizer:
+def _byte_level(more_merges: Sequence[tuple[str, str]] = ()) -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocab = {symbol: i for i, symbol in enumerate(alphabet)}
-    merges = [("t", "h"), ("th", "e"), ("Ġ", "a"), ("i", "n"), ("e", "r"), ("Ġ", "the")]
+    merges = [("t", "h"), ("th", "e"), ("Ġ", "a"), ("i", "n"), ("e", "r"), ("Ġ", "the"), *more_merges]
     for left, right in merges:
         vocab[left + right] = len(vocab)
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))

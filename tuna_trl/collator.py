@@ -29,7 +29,7 @@ class RankedCollator:
         `input_ids`, `attention_mask`, `labels` (-100 = not trained): int64 `(B, N, L)`; `score_mask`: bool `(B, N,
         L)`, the tokens that s_k averages; `ranks`: int64 `(B, N)`, 1 = best, 0 = not ranked; `scores`: float32 `(B,
         N)`, NaN = none; `rank_mask`: bool `(B, N)`, slots with a ranked response; `groups`: int64 `(B, N)`, equal
-        for identical token sequences.
+        for identical token sequences; `ref_logps`: float32 `(B, N)`, nats, where the rows have them.
 
     >>> row = {"prompt_ids": [5, 6], "response_ids": [[7, 8], [9]], "response_labels": [[7, 8], [9]],
     ...        "score_lengths": [2, 1], "ranks": [1, 2], "scores": [0.5, 0.1]}
@@ -71,9 +71,13 @@ class RankedCollator:
             "rank_mask": torch.zeros(shape[:2], dtype=torch.bool),
             "groups": torch.arange(shape[1]).repeat(shape[0], 1),
         }
+        if "ref_logps" in rows[0]:
+            batch["ref_logps"] = torch.zeros(shape[:2], dtype=torch.float32)
         for b, (row, row_slots) in enumerate(zip(rows, slots, strict=True)):
             prompt = list(row["prompt_ids"])
             first_seen: dict[tuple[int, ...], int] = {}
+            if "ref_logps" in batch:
+                batch["ref_logps"][b, : len(row["ref_logps"])] = torch.tensor(row["ref_logps"], dtype=torch.float32)
             for k, slot in enumerate(row_slots):
                 ids = prompt + slot["ids"]
                 end = len(prompt) + slot["score_length"]

@@ -46,6 +46,10 @@ class TunaConfig(SFTConfig):
             Which responses the likelihood term trains: `"all"` (the released code), `"best"` (all at rank 1),
             `"reference"` (the row's reference answer; the paper) or `"none"`.
 
+        precompute_ref_log_probs (`bool`, *optional*, defaults to `False`):
+            For losses that compare with a reference model (`dpo_pl`, `lipo`): score the data once before training. By
+            default the reference is the model with its adapter off (LoRA), else a frozen copy.
+
     > Parameters that control the batch
 
     Parameters:
@@ -84,6 +88,10 @@ class TunaConfig(SFTConfig):
     mle_target: str = field(
         default="all",
         metadata={"help": "Responses that the likelihood term trains.", "choices": list(MLE_TARGETS)},
+    )
+    precompute_ref_log_probs: bool = field(
+        default=False,
+        metadata={"help": "Score the data with the reference model once, before training (losses that need one)."},
     )
     batch_layout: str = field(
         default="rows",

@@ -10,7 +10,8 @@ from __future__ import annotations
 import functools
 import inspect
 import types
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -78,7 +79,7 @@ def _taught_forward(plain_forward: Callable, transform: LogitTransform, plain: b
         return {"logps": logits.gather(1, targets.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, 1)}
 
     # generate() checks its keywords against this signature. `__wrapped__` must not be there: accelerate follows it to
-    # the end when it takes off its mixed precision (utils/other.py, extract_model_from_parallel), and ours would go too.
+    # the end when it takes off its mixed precision (utils/other.py, extract_model_from_parallel), and ours would go.
     functools.update_wrapper(forward, plain_forward)
     del forward.__wrapped__
     forward.__signature__ = inspect.signature(plain_forward)
@@ -125,6 +126,25 @@ def response_logps(model: nn.Module, batch: Mapping[str, Tensor], *, loss_type: 
         nll=per_row(nll, labelled),
         nll_tokens=label_mask.sum(1).view(shape[:2]),
     )
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside, every module's mode as it was behind.
+
+    `model.eval()` would not do before training: bitsandbytes repacks a 4-bit weight at its first eval-mode forward on
+    AVX512-BF16 CPUs, and later gradients are wrong (bitsandbytes 0.50.2, nn/modules.py:613). Such a layer has no
+    dropout to switch off, so it keeps its mode.
+    """
+    modes = {module: module.training for module in model.modules()}
+    try:
+        for module in modes:
+            if type(module).__name__ != "Linear4bit":
+                module.training = False
+        yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
 
 
 @torch.no_grad()
@@ -221,19 +241,10 @@ def _head_is_plain(model: nn.Module, transform: LogitTransform) -> bool:
     if any(p.numel() == 0 or p.is_meta or type(p.data).__name__ == "DTensor" for p in parameters):
         return True
     ids = torch.tensor([[1, 2, 3]], device=model.get_input_embeddings().weight.device)
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            # bitsandbytes repacks a 4-bit weight at its first eval-mode forward on AVX512-BF16 CPUs, and later
-            # gradients are wrong (bitsandbytes 0.50.2, nn/modules.py:613); such a layer has no dropout to switch off
-            module.training = type(module).__name__ == "Linear4bit"
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            own = _at_least_fp32(model(input_ids=ids, use_cache=False).logits)
-            hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
-            ours = transform(_at_least_fp32(model.get_output_embeddings()(hidden)))
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
+    with evaluating(model), torch.no_grad():
+        own = _at_least_fp32(model(input_ids=ids, use_cache=False).logits)
+        hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
+        ours = transform(_at_least_fp32(model.get_output_embeddings()(hidden)))
     scale = own.abs().max().clamp(min=1e-6)
     plain = own.shape == ours.shape and bool(((own - ours).abs().max() / scale) < 1e-2)
     if not plain:

@@ -19,10 +19,12 @@ _PROBE = "zq"  # a content that no template rewrites
 @dataclass(frozen=True)
 class TurnEnd:
     """What a chat template writes behind an assistant's words: `tail` (token ids), of which the first `kept` are
-    scored: up to the end-of-turn token, included. Templates of the ChatML family add a newline behind it."""
+    scored: up to the end-of-turn token, included. Templates of the ChatML family add a newline behind it. `token` is
+    that end-of-turn token, None where a template ends a turn with plain text."""
 
     tail: tuple[int, ...]
     kept: int
+    token: int | None = None
 
 
 class Template:
@@ -85,8 +87,10 @@ class Template:
         _, found, tail_text = text.rpartition(_PROBE)
         tail = tuple(self.tokenizer(tail_text, add_special_tokens=False)["input_ids"]) if found and tail_text else ()
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
-        kept = next((i + 1 for i, token in enumerate(tail) if token in special), len(tail))
-        return TurnEnd(tail, kept)
+        for i, token in enumerate(tail):
+            if token in special:
+                return TurnEnd(tail, i + 1, token)
+        return TurnEnd(tail, len(tail))
 
 
 def common_prefix_length(first: Sequence[int], second: Sequence[int]) -> int:

@@ -23,8 +23,11 @@ from .batch_metrics import BatchSums
 from .callbacks import CollapseAlarm
 from .collator import RankedCollator
 from .data.prepare import TOKENISED_COLUMNS, Preparation, prepare_dataset
-from .losses import bind, takes
+from .errors import InputError
+from .losses import bind, needs_reference, takes
 from .losses.pairs import length_normalised
+from .reference_model import COLUMN as REF_LOGPS
+from .reference_model import ReferenceModel, add_reference_logps
 from .scoring import install, response_logps
 from .setup_arguments import (
     check_arguments,
@@ -133,8 +136,32 @@ class TunaTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        self._reference = self._make_reference()
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
+
+    def _make_reference(self) -> ReferenceModel | None:
+        """The reference model of a loss that needs one; made before the first step, from the model as passed."""
+        if not needs_reference(self.args.ranking_loss):
+            return None
+        if self.args.precompute_ref_log_probs:
+            self.train_dataset = self._with_reference(self.train_dataset)
+            if isinstance(self.eval_dataset, dict):
+                self.eval_dataset = {name: self._with_reference(part) for name, part in self.eval_dataset.items()}
+            elif self.eval_dataset is not None:
+                self.eval_dataset = self._with_reference(self.eval_dataset)
+        elif not hasattr(self.model, "disable_adapter") and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
+            raise InputError(
+                f"`ranking_loss={self.args.ranking_loss!r}` needs a reference model, and a frozen copy of a sharded "
+                "model is not made. Use LoRA (`peft_config`), or `precompute_ref_log_probs=True`."
+            )
+        return ReferenceModel(self.model, copied=not self.args.precompute_ref_log_probs)
+
+    def _with_reference(self, dataset: Any) -> Any:
+        if not isinstance(dataset, Dataset):
+            raise InputError("`precompute_ref_log_probs` needs a Dataset; a streamed one cannot be scored beforehand.")
+        size = self.args.per_device_eval_batch_size
+        return add_reference_logps(dataset, self.model, self.data_collator, size=size)
 
     # ---- Data ----
 
@@ -158,7 +185,7 @@ class TunaTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         # By default every column that the model's forward does not name is dropped before the collator sees it.
         if self._signature_columns is None:
-            self._signature_columns = list(TOKENISED_COLUMNS)
+            self._signature_columns = [*TOKENISED_COLUMNS, REF_LOGPS]
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimiser step, and [instructions, likelihood tokens] of it over all processes."""
@@ -195,8 +222,11 @@ class TunaTrainer(Trainer):
         result = response_logps(model, inputs, loss_type=self.args.loss_type)
         ranks, mask = inputs["ranks"], inputs["rank_mask"]
         extra = {"groups": inputs["groups"]} if takes(self._ranking_loss, "groups") else {}
+        ref_logps = None
+        if self._reference is not None:
+            ref_logps = self._reference.logps(self.accelerator.unwrap_model(model), inputs)
         rank_losses = self._ranking_loss(
-            result.logps, result.lengths, ranks, mask, targets=inputs["scores"], ref_logps=None, **extra
+            result.logps, result.lengths, ranks, mask, targets=inputs["scores"], ref_logps=ref_logps, **extra
         )
         weights = inputs.get("instruction_weights")
         weights = torch.ones_like(rank_losses) if weights is None else weights.to(rank_losses)

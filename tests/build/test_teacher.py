@@ -45,13 +45,13 @@ def expected_row(responses, length_exponent, rank_truncated, tie_delta):
         values, score = sample.token_logprobs, None
         sound = len(values) > 0 and all(math.isfinite(v) and v > -9999 for v in values)
         if sound and (rank_truncated or sample.finish_reason == "stop"):
-            score = sum(values) / len(values) ** length_exponent
+            score = math.fsum(values) / len(values) ** length_exponent
             score = by_text.setdefault(" ".join(sample.text.split()), score)
         scores.append(score)
     ranked = sorted((score for score in scores if score is not None), reverse=True)
     heads = []  # the first score of each group of ties
     for score in ranked:
-        if not heads or heads[-1] - score > tie_delta + 1e-12:
+        if not heads or heads[-1] - score > tie_delta:
             heads.append(score)
     ranks = []
     for score in scores:

@@ -113,18 +113,21 @@ def _with_turn_end(ids: list[int], template: Template, cut: bool) -> tuple[list[
     """The ids of a conversation (without its tail if the response was cut) and where scoring ends in them."""
     turn_end = template.turn_end
     tail = len(turn_end.tail)
-    if not tail or tuple(ids[-tail:]) != turn_end.tail:
+    if tail and tuple(ids[-tail:]) == turn_end.tail:
+        start, end = len(ids) - tail, len(ids) - tail + turn_end.kept
+    elif turn_end.token in ids:  # the last word has merged with the template's text in front of the end token
+        start = len(ids) - 1 - ids[::-1].index(turn_end.token)
+        end = start + 1
+    else:
         return ids, len(ids)
-    if cut:
-        return ids[:-tail], len(ids) - tail
-    return ids, len(ids) - tail + turn_end.kept
+    return (ids[:start], start) if cut else (ids, end)
 
 
 def template_kwargs(row: Mapping[str, Any]) -> dict[str, Any]:
-    """`tools` and `chattemplate_kwargs` columns, as TRL reads them."""
+    """`tools` and `chat_template_kwargs` columns, as TRL reads them."""
     import json
 
-    kwargs = dict(row.get("chattemplate_kwargs") or {})
+    kwargs = dict(row.get("chat_template_kwargs") or {})
     tools = row.get("tools")
     if tools is not None:
         kwargs["tools"] = json.loads(tools) if isinstance(tools, str) else tools

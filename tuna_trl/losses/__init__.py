@@ -39,16 +39,30 @@ _LOSSES: dict[str, RankingLoss] = {
     "dpo_pl": dpo_pl_loss,
     "lipo": lipo_loss,
 }
-# Losses that compare with a reference model; a registered one is told by `register_ranking_loss`.
+# Those that compare with a reference model.
 _NEED_REFERENCE = {"dpo_pl", "lipo"}
 
 
-def register_ranking_loss(name: str, loss: RankingLoss) -> RankingLoss:
-    """Make `loss` available as `TunaConfig(ranking_loss=name)`. A name that is taken is refused."""
+def register_ranking_loss(name: str, loss: RankingLoss, *, needs_reference: bool = False) -> RankingLoss:
+    """Make `loss` available as `TunaConfig(ranking_loss=name)`. A name that is taken is refused.
+
+    Args:
+        needs_reference: the loss reads `ref_logps`; the trainer then makes them. (A callable that is not registered
+            says so by an attribute `needs_reference = True`.)
+    """
     if name in _LOSSES and _LOSSES[name] is not loss:
         raise InputError(f"`name`: a ranking loss called {name!r} is registered already; choose another name.")
     _LOSSES[name] = loss
+    if needs_reference:
+        _NEED_REFERENCE.add(name)
     return loss
+
+
+def needs_reference(loss: str | RankingLoss) -> bool:
+    """Whether a loss compares with a reference model."""
+    if callable(loss):
+        return getattr(loss, "needs_reference", False) or any(_LOSSES[name] is loss for name in _NEED_REFERENCE)
+    return loss in _NEED_REFERENCE
 
 
 def ranking_loss(loss: str | RankingLoss) -> RankingLoss:

@@ -1,0 +1,88 @@
+"""The reference of DPO-like losses: what the model gave each response before this training began.
+
+Three places it can come from: the batch (precomputed, [`add_reference_logps`]), the model itself with its adapter
+switched off (LoRA; costs a forward, no memory), or a frozen copy (full fine-tuning; costs the memory of the model).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .scoring import evaluating, install, response_logps
+
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+
+COLUMN = "ref_logps"
+
+
+class ReferenceModel:
+    """Log-probs under the model as it is at construction.
+
+    Args:
+        model: the model about to be trained. A PEFT model is used with its adapter off; of another one a frozen copy
+            is made, unless `copied` is False (every batch will bring its own).
+    """
+
+    def __init__(self, model: nn.Module, *, copied: bool = True) -> None:
+        self._adapter_off = hasattr(model, "disable_adapter")
+        self._copy: nn.Module | None = None
+        if not self._adapter_off and copied:
+            self._copy = copy.deepcopy(model).requires_grad_(False)
+
+    def logps(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
+        """`(B, N)` summed log-probs in nats, without gradient and without dropout.
+
+        Args:
+            model: the model in training, unwrapped.
+            batch: as the collator makes it; its `ref_logps` are taken where it has them.
+        """
+        if COLUMN in batch:
+            return batch[COLUMN]
+        judge = model if self._copy is None else self._copy
+        if self._copy is not None and next(judge.parameters()).device != batch["input_ids"].device:
+            judge.to(batch["input_ids"].device)
+        switch = model.disable_adapter() if self._adapter_off else nullcontext()
+        with torch.no_grad(), evaluating(judge), switch:
+            return response_logps(judge, batch).logps
+
+
+def add_reference_logps(
+    dataset: Dataset,
+    model: nn.Module,
+    collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]],
+    *,
+    size: int,
+) -> Dataset:
+    """The tokenised dataset with a column `ref_logps`: per row one sum in nats a response, under `model` as it is.
+
+    Args:
+        collate: the collator that training uses.
+        size: rows a forward.
+    """
+    install(model)
+    reference = ReferenceModel(model, copied=False)
+    device = next(model.parameters()).device
+
+    def score(rows: dict[str, list]) -> dict[str, list]:
+        names = list(rows)
+        batch = collate([dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)])
+        batch = {name: value.to(device) for name, value in batch.items()}
+        if hasattr(model, "disable_adapter"):
+            values = reference.logps(model, batch)
+        else:
+            with torch.no_grad(), evaluating(model):
+                values = response_logps(model, batch).logps
+        counts = [len(ids) for ids in rows["response_ids"]]
+        return {COLUMN: [row[:n].tolist() for row, n in zip(values, counts, strict=True)]}
+
+    return dataset.map(
+        score, batched=True, batch_size=size, load_from_cache_file=False, desc="Reference log-probabilities"
+    )
