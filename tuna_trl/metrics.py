@@ -22,7 +22,7 @@ def pair_signs(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Ten
         by_score, by_rank: `(B, N, N)` in {-1, 0, 1}, 1 = the first of the pair is better; valid: `(B, N, N)` bool.
         `by_score` is float32 at least: counts of pairs above 256 are not exact in bfloat16.
     """
-    # an empty slot may hold anything (0 nats over 0 tokens is NaN), and NaN * False is NaN
+    # an empty slot may hold anything (0 nats over 0 tokens is NaN), and the sign of NaN is nowhere documented
     scores = scores.to(torch.promote_types(scores.dtype, torch.float32)).masked_fill(~mask, 0.0)
     by_score = torch.sign(scores.unsqueeze(2) - scores.unsqueeze(1))
     by_rank = torch.sign(ranks.unsqueeze(1) - ranks.unsqueeze(2))

@@ -7,6 +7,7 @@ token or a template is.
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from .loading import load_model, load_tokenizer
 logger = logging.get_logger(__name__)
 
 
-def check_arguments(compute_loss_func: Any, preprocess_logits_for_metrics: Any) -> None:
-    """Refuse the two arguments that a ranking loss cannot honour."""
+def check_arguments(
+    compute_loss_func: Any, preprocess_logits_for_metrics: Any, formatting_func: Any, args: Any
+) -> None:
+    """Refuse what a ranking loss cannot honour, and what contradicts itself."""
     if compute_loss_func is not None:
         raise InputError(
             "`compute_loss_func` is not supported: it is given logits, which are never built here. Pass your loss as "
@@ -33,6 +36,11 @@ def check_arguments(compute_loss_func: Any, preprocess_logits_for_metrics: Any) 
             "`preprocess_logits_for_metrics` is not supported: there are no logits. `compute_metrics` gets the scores "
             "and ranks of each row, both (rows, N)."
         )
+    if formatting_func is not None and getattr(args, "completion_only_loss", None):
+        raise InputError(
+            "`formatting_func` makes one text of a row, so `completion_only_loss=True` finds no completion in it. Leave "
+            "one of the two out, or map the rows to `prompt` and `completion` yourself."
+        )
 
 
 def copied_config(args: TrainingArguments | None, model: Any, train_dataset: Any) -> TunaConfig:
@@ -41,6 +49,8 @@ def copied_config(args: TrainingArguments | None, model: Any, train_dataset: Any
 
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "") or "model"
     config = copy.copy(upgrade_config(args, f"{Path(name).name}-Tuna"))
+    if config.device.type == "cpu":
+        config.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns at every loader
     if isinstance(train_dataset, IterableDataset):
         # the dispatcher cuts batches by rows and pads them across processes; each process reads its own shard instead
         config.accelerator_config = copy.copy(config.accelerator_config)
@@ -63,11 +73,6 @@ def check_datasets(args: TunaConfig, train_dataset: Any) -> None:
         raise TypeError(
             f"`train_dataset` must be a datasets.Dataset or IterableDataset, got {type(train_dataset).__name__}.{hint}"
         )
-    if isinstance(train_dataset, Dataset) and train_dataset.format["type"] == "custom":
-        raise InputError(
-            "`train_dataset` has a transform (`with_transform`), which preparation would bake into the tokens. Apply "
-            "it with `dataset.map`, or pass tokenised rows and `dataset_kwargs={'skip_prepare_dataset': True}`."
-        )
     if args.n_gpu > 1:
         raise InputError(
             f"{args.n_gpu} GPUs are visible to one process, and transformers would use nn.DataParallel, which cuts "
@@ -77,6 +82,7 @@ def check_datasets(args: TunaConfig, train_dataset: Any) -> None:
 
 def load_if_named(model: Any, args: TunaConfig, quantization_config: Any) -> Any:
     """The model, loaded if it is given by name; seeded first, as adapters are drawn at random."""
+    from torch import nn
     from transformers import set_seed
 
     set_seed(args.seed)
@@ -95,15 +101,31 @@ def load_if_named(model: Any, args: TunaConfig, quantization_config: Any) -> Any
         ):
             kwargs["device_map"] = None
         kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        return load_model(model, **kwargs)
+        return load_model(model, trainable=True, **kwargs)
+    if not isinstance(model, nn.Module) or not hasattr(model, "config"):
+        raise TypeError(
+            f"`model` must be a transformers or PEFT model, or the name of one (a string), got {type(model).__name__}."
+        )
     for name, value in (("model_init_kwargs", args.model_init_kwargs), ("quantization_config", quantization_config)):
         if value is not None:
             logger.warning(f"`{name}` is ignored: the model is loaded already. Pass its name to have it loaded so.")
     return model
 
 
-def settle_tokenizer(model: Any, processing_class: Any, args: TunaConfig) -> tuple[Any, PreTrainedTokenizerBase]:
-    """The model and a tokenizer of its own that agree on template, end and pad token, as TRL aligns them."""
+def limit_length(model: Any, args: TunaConfig) -> None:
+    """Lower `args.max_length` (of our copy) to the positions that the model has; longer rows then count as too long."""
+    positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if positions and (args.max_length is None or args.max_length > positions):
+        given = "unlimited" if args.max_length is None else args.max_length
+        logger.warning(f"`max_length` is {given}, but the model has {positions} positions; {positions} is used.")
+        args.max_length = positions
+
+
+def settle_tokenizer(
+    model: Any, processing_class: Any, args: TunaConfig
+) -> tuple[Any, PreTrainedTokenizerBase, list[int]]:
+    """The model and a tokenizer of its own that agree on template, end and pad token, as TRL aligns them; and the ids
+    of the tokens that a cloned template has added."""
     if processing_class is None:
         name = getattr(model.config, "_name_or_path", "")
         if not name:
@@ -117,8 +139,9 @@ def settle_tokenizer(model: Any, processing_class: Any, args: TunaConfig) -> tup
             "text-only rows."
         )
     tokenizer = copy.deepcopy(processing_class)
+    added_tokens: list[int] = []
     if args.chat_template_path is not None:
-        model = _set_chat_template(model, tokenizer, args.chat_template_path)
+        model, added_tokens = _set_chat_template(model, tokenizer, args.chat_template_path)
     if args.eos_token is not None:
         tokenizer.eos_token = _in_vocabulary(tokenizer, args.eos_token, "eos_token")
         _mirror_eos(model, tokenizer.eos_token_id)
@@ -132,21 +155,45 @@ def settle_tokenizer(model: Any, processing_class: Any, args: TunaConfig) -> tup
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
-    return model, tokenizer
+    return model, tokenizer, added_tokens
 
 
-def _set_chat_template(model: Any, tokenizer: PreTrainedTokenizerBase, path: str) -> Any:
-    """A .jinja file, or a tokenizer whose template (and added tokens) are taken over."""
+def training_template(tokenizer: PreTrainedTokenizerBase, args: TunaConfig) -> str | None:
+    """For `assistant_only_loss`: TRL's twin of the tokenizer's template, which marks the assistant's words, where the
+    template itself does not; else None."""
+    if not args.assistant_only_loss or not tokenizer.chat_template:
+        return None
+    if re.search(r"\{%-?\s*generation\s*-?%\}", tokenizer.get_chat_template()):
+        return None
+    from trl import get_training_chat_template
+
+    try:
+        return get_training_chat_template(tokenizer)
+    except ValueError as error:
+        raise InputError(
+            "`assistant_only_loss=True`, but the chat template marks no assistant's words, and TRL has no marked twin "
+            "of it. Put {% generation %} around them and pass the template by `chat_template_path`."
+        ) from error
+
+
+def _set_chat_template(model: Any, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[Any, list[int]]:
+    """A .jinja file, or a tokenizer whose template (and added tokens, whose ids are returned) are taken over."""
     if path.endswith((".jinja", ".j2")):
         try:
             tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise InputError(f"`chat_template_path` {path!r} could not be read: {error}.") from error
-        return model
+        return model, []
     from trl import clone_chat_template
 
-    model, _, _ = clone_chat_template(model, tokenizer, path)
-    return model
+    try:
+        model, _, added_tokens = clone_chat_template(model, tokenizer, path)
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"`chat_template_path` {path!r} is neither a .jinja file nor a tokenizer that loads: "
+            f"{str(error).strip().splitlines()[0]}"
+        ) from error
+    return model, added_tokens
 
 
 def _in_vocabulary(tokenizer: PreTrainedTokenizerBase, token: str, name: str) -> str:

@@ -33,8 +33,10 @@ from .setup_arguments import (
     check_arguments,
     check_datasets,
     copied_config,
+    limit_length,
     load_if_named,
     settle_tokenizer,
+    training_template,
 )
 from .tokens import Template
 
@@ -92,15 +94,16 @@ class TunaTrainer(Trainer):
         peft_config: Any | None = None,
         formatting_func: Callable[[dict], str] | None = None,
     ) -> None:
-        check_arguments(compute_loss_func, preprocess_logits_for_metrics)
+        check_arguments(compute_loss_func, preprocess_logits_for_metrics, formatting_func, args)
         args = copied_config(args, model, train_dataset)
         check_datasets(args, train_dataset)
         model = load_if_named(model, args, quantization_config)
-        model, tokenizer = settle_tokenizer(model, processing_class, args)
-        model = wrap_with_adapter(model, peft_config, args)
+        limit_length(model, args)
+        model, tokenizer, added_tokens = settle_tokenizer(model, processing_class, args)
+        model = wrap_with_adapter(model, peft_config, args, added_tokens)
         install(model)
 
-        self._template = Template(tokenizer)
+        self._template = Template(tokenizer, training_template(tokenizer, args))
         self._preparation = _preparation(args)
         self._formatting_func = formatting_func
         if data_collator is None:
@@ -122,7 +125,7 @@ class TunaTrainer(Trainer):
         self._eval_sums = BatchSums()
         self._tokens_seen: float | None = None
         train_dataset = self._prepared(train_dataset, args, "train")
-        if isinstance(train_dataset, Dataset) and args.shuffle_dataset:
+        if args.shuffle_dataset:
             train_dataset = train_dataset.shuffle(seed=args.seed)
         super().__init__(
             model=model,
@@ -173,7 +176,8 @@ class TunaTrainer(Trainer):
             return {key: self._prepared(value, args, key) for key, value in dataset.items()}
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
             return dataset
-        if self._formatting_func is not None and "prompt_ids" not in (dataset.column_names or []):
+        # tokenised rows are past formatting, as for TRL
+        if self._formatting_func is not None and not {"prompt_ids", "input_ids"} & set(dataset.column_names or ()):
             field = self._preparation.dataset_text_field
             formatting_func = self._formatting_func
             columns = dataset.column_names

@@ -262,6 +262,14 @@ class TestDiversity:
             (1, 1.0), (3, 1.0), (1, 1.0), (3, 1.0), (3, 1.0), (1, 1.0), (1, 1.0),
         ]  # fmt: skip
 
+    def test_a_set_that_passes_is_kept_before_one_that_failed_with_a_lower_mean(self):
+        # first try: two of three equal, mean 1/3; second: every pair shares 3 of 5 words, mean 0.6, largest 0.6
+        tries = {1.0: ["a b c d e", "a b c d e", "v w x y z"], 1.1: ["a b c d e", "a b c f g", "a b c h i"]}
+        sampler = SeedSampler(lambda text, temperature, seed, k: Sample(tries[temperature][k], (-1.0,), "stop"))
+        (drawn,) = drawn_from(ITEMS[:1], sampler, diversity=Diversity())
+        assert [sample.text for sample in drawn.samples] == tries[1.1]
+        assert (drawn.tries, drawn.temperature, drawn.max_rouge) == (2, 1.1, pytest.approx(0.6))
+
     @pytest.mark.parametrize(
         "values", [{"threshold": 0}, {"threshold": 1.1}, {"temperature_step": -0.1}, {"max_tries": 0}], ids=str
     )

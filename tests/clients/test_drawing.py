@@ -94,7 +94,8 @@ def test_what_can_be_drawn_is_what_transformers_would_draw(seed, temperature, to
     sampling = Sampling(temperature, top_p, top_k)
     allowed = set(warped(logits, sampling)[0].nonzero()[:, 0].tolist())
     grid = (torch.arange(4000, dtype=torch.float64) + 0.5) / 4000
-    found, _ = draw_tokens(logits.expand(4000, -1), grid, sampling)
+    found, logprobs = draw_tokens(logits.expand(4000, -1), grid, sampling)
+    torch.testing.assert_close(logprobs, logits[0].log_softmax(-1)[found])  # the model's own, whatever was drawn from
     assert set(found.tolist()) <= allowed
     probs = warped(logits, sampling)[0]
     assert {k for k in allowed if probs[k] > 1e-3} <= set(found.tolist())

@@ -8,7 +8,6 @@ import re
 import resource
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 from datasets import Dataset, DatasetDict
 from hypothesis import HealthCheck, given, settings
@@ -17,16 +16,6 @@ from ranked_rows import dataset_of, rows, simple_row
 
 from tuna_trl.errors import BuildError, InputError
 from tuna_trl.report.html import write_report
-from tuna_trl.report.plots import (
-    Line,
-    _moving_mean,
-    _thinned,
-    histogram,
-    interval_plot,
-    line_chart,
-    range_plot,
-    ticks,
-)
 from tuna_trl.report.sections import curves, model_table
 from tuna_trl.report.text import SHOWN_CHARACTERS, number
 from tuna_trl.report.verdict import compare, statements
@@ -65,6 +54,7 @@ def full_summary():
         "length_baseline": {"longer_wins": span(0.6, 0.56, 0.64), "shorter_wins": span(0.4, 0.36, 0.44)},
         "seconds": {"teacher_build": 65.0, "train": 3.2},
         "judge": "a judge",
+        "rows": 118,
     }
 
 
@@ -142,8 +132,18 @@ class TestVerdict:
             "worse than the start model in judge score (−0.100 [−0.200, −0.050]); "
             "no difference beyond the 95 % interval in rank accuracy (+0.020 [−0.010, +0.050])."
         )
-        assert "lies above always preferring the longer response (0.600 [0.560, 0.640])" in texts[3][2]
+        assert "lies above that of always preferring the longer response (0.600 [0.560, 0.640])" in texts[3][2]
         assert "is not told apart by the 95 % intervals from" in texts[2][2]
+
+    @pytest.mark.parametrize(
+        ("copy", "words"),
+        [((0.5, 0.4, 0.6), "lies below"), ((0.25, 0.2, 0.4), "is not told apart"), ((0.0, 0.0, 0.05), "lies above")],
+    )
+    def test_a_judge_score_is_set_against_that_of_the_prompt_itself(self, copy, words):
+        summary = {"models": {"tuna": {"judge_score": span(0.2, 0.1, 0.3)}}, "copy_baseline": span(*copy)}
+        (statement,) = statements(summary)
+        assert words in statement.text and "that of copying the prompt" in statement.text
+        assert [row["name"] for row in model_table(summary)["rows"]] == ["Tuna", "Copy the prompt"]
 
     @pytest.mark.parametrize("missing", [None, {}, {"mean": None, "low": None, "high": None}, span(math.nan, 0, 1)])
     def test_what_was_not_measured_is_not_spoken_of(self, missing):
@@ -151,68 +151,6 @@ class TestVerdict:
         assert statements(summary) == []
         assert compare(summary, "tuna", "judge_score") == ("unknown", "")
         assert model_table(summary) is None
-
-
-class TestPlots:
-    @given(st.floats(-1e6, 1e6), st.floats(1e-3, 1e6), st.integers(2, 6))
-    def test_ticks_are_few_evenly_spaced_and_inside(self, low, width, count):
-        some = ticks(low, low + width, count)
-        assert 1 <= len(some) <= 3 * count
-        assert all(low - 1e-6 * width <= tick <= low + width * (1 + 1e-6) for tick in some)
-        assert np.allclose(np.diff(some), np.diff(some)[:1], rtol=1e-3)
-
-    @given(st.lists(st.sampled_from([0.0, 0.5, 1.0]) | st.floats(-1e9, 1e9) | st.just(math.nan), max_size=60))
-    def test_a_histogram_counts_every_finite_value_once(self, values):
-        svg = histogram(values, label="h", x_label="x")
-        finite = [v for v in values if math.isfinite(v)]
-        assert sum(int(n) for n in re.findall(r": (\d+)</title>", svg)) == len(finite)
-        assert bool(svg) == bool(finite)
-
-    def test_few_distinct_values_have_a_bar_each(self):
-        svg = histogram([1, 1, 2, 4, 4, 4], label="h", x_label="x")
-        assert re.findall(r": (\d+)</title>", svg) == ["2", "1", "3"]
-
-    @given(st.lists(st.tuples(st.integers(0, 99), st.floats(-1e3, 1e3)), min_size=1, max_size=120))
-    def test_a_moving_mean_is_that_of_a_loop(self, points):
-        half = max(1, len(points) // 20)
-        for i, (x, y) in enumerate(_moving_mean(points)):
-            around = [v for _, v in points[max(0, i - half) : i + half + 1]]
-            assert x == points[i][0]
-            assert y == pytest.approx(sum(around) / len(around), abs=1e-6)
-
-    def test_a_long_line_keeps_its_mean_when_it_is_thinned(self):
-        points = [(float(i), math.sin(i)) for i in range(40_000)]
-        thin = _thinned(points)
-        assert len(thin) == 400
-        assert np.mean([y for _, y in thin]) == pytest.approx(np.mean([y for _, y in points]), abs=1e-9)
-
-    @given(st.lists(st.tuples(st.integers(0, 9), st.floats()), max_size=50))
-    def test_every_coordinate_drawn_is_a_finite_number_inside_the_box(self, points):
-        svg = line_chart([Line("a", [(float(x), y) for x, y in points if abs(y) < 1e12 or y != y])], label="l")
-        for path in re.findall(r' d="([^"]*)"', svg):
-            numbers = [float(n) for n in re.findall(r"-?[\d.]+", path)]
-            assert all(-1 <= n <= 341 for n in numbers)
-        assert "nan" not in svg and "inf" not in svg
-
-    def test_an_interval_that_holds_the_reference_is_pale(self):
-        svg = interval_plot([("a", 0.1, -0.1, 0.3), ("b", 0.2, 0.1, 0.3)], label="i", reference=0.0)
-        assert svg.count('"interval pale"') == 1 and svg.count('"interval"') == 1
-
-    def test_a_range_plot_names_the_median_and_the_number(self):
-        svg = range_plot([("rank 1", [1, 2, 3, 10]), ("rank 2", [])], label="r", x_label="tokens")
-        assert "rank 1: median 2.5, n = 4" in svg and "rank 2" not in svg
-
-    def test_labels_are_escaped(self):
-        name = '<b>&"'
-        svgs = [
-            histogram([1.0], label=name, x_label=name),
-            interval_plot([(name, 1, 0, 2)], label=name),
-            range_plot([(name, [1])], label=name, x_label=name),
-            line_chart([Line(name, [(0, 0)])], label=name, x_label=name),
-        ]
-        for svg in svgs:
-            assert "<b>" not in svg
-            assert Page(svg).elements.count("svg") == 1
 
 
 class TestPage:
@@ -235,6 +173,7 @@ class TestPage:
             "Ranked data",
             "Time",
             "Judge: a judge",
+            "118 evaluation rows",
             "1 min 05 s",
             "Prefer the longer response",
             "4 rows",

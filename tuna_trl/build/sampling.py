@@ -31,7 +31,8 @@ class Diversity:
 
     After each try, prompts whose largest pairwise ROUGE-L is at or above `threshold` are drawn again with the
     temperature raised by `temperature_step`, up to `max_tries` tries in all. The first set below the threshold is
-    kept; if there is none, the set with the lowest mean pairwise ROUGE-L.
+    kept; if there is none, the set with the lowest mean pairwise ROUGE-L. (The released code, LMOps/tuna, stops there
+    too, but keeps the lowest mean of all tries, which may be that of a set that failed.)
     """
 
     threshold: float = 0.8

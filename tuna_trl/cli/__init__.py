@@ -14,7 +14,7 @@ from typing import NoReturn
 import typer
 
 from ..errors import BuildError, InputError
-from . import build, demo, env, train
+from . import build, demo, env, merge, train
 
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(build.app, name="build")
 app.command("train", context_settings=train.CONTEXT)(train.train)
+app.command("merge")(merge.merge)
 app.command("demo")(demo.demo)
 app.command("env")(env.env)
 

@@ -1,7 +1,8 @@
 """The key-value cache of N branches that grow from one prompt: expanded once, then written in place.
 
 transformers' own layer copies everything it holds at every token (`torch.cat`); with room set aside beforehand a token
-costs its own bytes only. Knows transformers' cache classes and nothing else.
+costs its own bytes only (64 rows of 300 tokens, SmolLM2-135M, one layer on one core: 2.8 ms a token instead of 4.3 in
+bfloat16, 2.6 instead of 5.5 in float32). Knows transformers' cache classes and nothing else.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ counted in a printed table, never silently.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,6 +48,7 @@ _KINDS = {
     "unpaired": ("completion", "label"),
     "prompt-completion": ("prompt", "completion"),
     "messages": ("messages",),
+    "conversations": ("conversations",),  # messages with `from` and `value` (ShareGPT)
 }
 
 
@@ -114,11 +115,23 @@ def prepare_dataset(
         a dataset with the tokenised columns (and its own columns kept, for callbacks).
 
     Raises:
+        TypeError: `dataset` is no dataset.
         SchemaError: a row is not what its type asks for; the message names row and column.
         InputError: nothing is left, or something is too long and the strategy is "raise".
     """
-    from datasets import Dataset
+    from datasets import Dataset, IterableDataset
 
+    if not isinstance(dataset, (Dataset, IterableDataset)):
+        hint = " Pass Dataset.from_list(rows)." if isinstance(dataset, list) else ""
+        raise TypeError(
+            f"The {name} dataset must be a datasets.Dataset or IterableDataset, got {type(dataset).__name__}.{hint}"
+        )
+    if isinstance(dataset, Dataset) and dataset.format["type"] == "custom":
+        raise InputError(
+            f"The {name} dataset has a transform (`with_transform`), which preparation would bake into the tokens. "
+            "Apply it with `dataset.map`, or let it make tokenised rows and pass "
+            "`dataset_kwargs={'skip_prepare_dataset': True}`."
+        )
     first = next(iter(dataset), None)
     if first is None:
         raise InputError(f"The {name} dataset is empty.")
@@ -126,6 +139,7 @@ def prepare_dataset(
     kind = detect_kind(columns, options.dataset_text_field)
     if kind == "tokenised":
         return dataset
+    dataset = dataset.with_format(None)  # tensors and arrays are no rows
     kwargs: dict[str, Any] = {}
     if isinstance(dataset, Dataset):
         kwargs = {"num_proc": options.num_proc, "desc": f"Tokenising {name}"}
@@ -135,13 +149,17 @@ def prepare_dataset(
         fn_kwargs={"kind": kind, "template": template, "options": options, "name": name},
         **kwargs,
     )
-    if isinstance(dataset, Dataset):
-        kwargs["desc"] = f"Fitting {name}"
+    kwargs["desc"] = f"Fitting {name}"
     strategy = options.excess_length_strategy or ("drop" if kind in ("ranked", "preference") else "truncate")
     limits = {"max_length": options.max_length, "strategy": strategy, "max_responses": options.max_responses}
-    fitted = tokenised.map(fit_row, fn_kwargs=limits, **kwargs)
     if not isinstance(dataset, Dataset):
+        if strategy == "raise":  # a stream cannot be counted beforehand
+            tokenised = tokenised.map(
+                _refuse_long, with_indices=True, fn_kwargs={"max_length": options.max_length, "name": name}
+            )
+        fitted = tokenised.map(fit_row, fn_kwargs=limits)
         return fitted.filter(_is_kept).remove_columns(["kept", "cut_responses", "dropped_responses"])
+    fitted = tokenised.map(fit_row, fn_kwargs=limits, **kwargs)
     return _kept_rows(fitted, tokenised, strategy, options, name)
 
 
@@ -150,12 +168,13 @@ def fit_row(
 ) -> dict[str, Any]:
     """One tokenised row cut to what trains: unranked and too long responses go, or are truncated.
 
-    A ranked row that is left with fewer than two responses (an SFT row: with none) is marked `kept=False`. Truncation
-    keeps the start, as TRL does; a truncated response has no end token left, so its score ends at the cut.
+    A ranked row that is left with fewer than two responses (an SFT row, or with `max_responses` 1: with none) is marked
+    `kept=False`. Truncation keeps the start, as TRL does; a truncated response has no end token left, so its score ends
+    at the cut.
     """
     prompt_length = len(row["prompt_ids"])
     ranked = [k for k, rank in enumerate(row["ranks"]) if rank > 0]
-    wanted = 2 if len(row["ranks"]) > 1 else 1
+    wanted = min(2, len(row["ranks"]), max_responses or 2)
     too_long = [
         k for k in ranked if max_length is not None and prompt_length + len(row["response_ids"][k]) > max_length
     ]
@@ -178,7 +197,7 @@ def fit_row(
         "reference_ids": reference if len(reference) <= room else [],
         "length": prompt_length + sum(map(len, responses)),
         "kept": len(kept) >= wanted and any(label != -100 for ids in labels for label in ids),
-        "cut_responses": len(too_long) if strategy == "truncate" else 0,
+        "cut_responses": len(set(kept) & set(too_long)),
         "dropped_responses": len(row["ranks"]) - len(kept),
     }
 
@@ -198,12 +217,14 @@ def _tokenise_any(
         return _preference(row, where, template)
     if kind == "prompt-completion":
         return _prompt_completion(row, where, template, options)
-    if kind == "messages":
-        return _messages(row, where, template, options)
+    if kind in ("messages", "conversations"):
+        return _messages(row, kind, where, template, options)
     if kind == "text":
         text, eos = row[options.dataset_text_field], template.tokenizer.eos_token or ""
+        if not isinstance(text, str):
+            raise SchemaError(f"{where}: column {options.dataset_text_field!r} is {text!r}, expected a string.")
         return language_modelling_row(template.text_ids(text if eos and text.endswith(eos) else text + eos))
-    return _pre_tokenised(row, where)
+    return _pre_tokenised(row, where, options)
 
 
 def _preference(row: Mapping[str, Any], where: str, template: Template) -> dict[str, Any]:
@@ -242,35 +263,59 @@ def _prompt_completion(row: Mapping[str, Any], where: str, template: Template, o
         tokenised = tokenize_text_row(prompt, [completion], [1], template)
     else:
         tokenised = tokenize_chat_pair(prompt, [completion], [1], template, **template_kwargs(row))
+    ids, P = tokenised["prompt_ids"] + tokenised["response_ids"][0], len(tokenised["prompt_ids"])
+    labels = list(ids)
+    if options.assistant_only_loss and not isinstance(prompt, str):
+        labels = _assistant_labels([*prompt, *completion], where, template, template_kwargs(row))
     if options.completion_only_loss is False:
-        ids = tokenised["prompt_ids"] + tokenised["response_ids"][0]
-        return language_modelling_row(ids)
-    return tokenised
+        return language_modelling_row(ids, labels)
+    return {**tokenised, "response_labels": [labels[P:]]}
 
 
-def _messages(row: Mapping[str, Any], where: str, template: Template, options: Preparation) -> dict[str, Any]:
+def _messages(
+    row: Mapping[str, Any], column: str, where: str, template: Template, options: Preparation
+) -> dict[str, Any]:
+    messages = row[column]
+    if not isinstance(messages, list) or not messages or not all(isinstance(m, Mapping) for m in messages):
+        raise SchemaError(f"{where}: `{column}` must be a non-empty list of messages, got {str(messages)[:60]!r}.")
+    if column == "conversations":
+        names = {"from": "role", "value": "content"}
+        messages = [{names.get(key, key): value for key, value in message.items()} for message in messages]
     kwargs = template_kwargs(row)
-    if not options.assistant_only_loss:
-        return language_modelling_row(template.chat_ids(row["messages"], **kwargs))
-    encoded = template.chat(row["messages"], return_assistant_tokens_mask=True, **kwargs)
+    labels = _assistant_labels(messages, where, template, kwargs) if options.assistant_only_loss else None
+    return language_modelling_row(template.chat_ids(messages, **kwargs), labels)
+
+
+def _assistant_labels(
+    messages: Sequence[Mapping[str, Any]], where: str, template: Template, kwargs: Mapping[str, Any]
+) -> list[int]:
+    """The tokens that the template marks as the assistant's, -100 elsewhere."""
+    encoded = template.chat(messages, return_assistant_tokens_mask=True, **kwargs)
     ids, mask = encoded["input_ids"], encoded["assistant_masks"]
     if 1 not in mask:
         raise SchemaError(
             f"{where}: `assistant_only_loss=True`, but the chat template marks no assistant tokens. It needs "
             "{% generation %} around them; pass such a template by `chat_template_path`."
         )
-    return language_modelling_row(ids, [i if m else -100 for i, m in zip(ids, mask, strict=True)])
+    return [i if m else -100 for i, m in zip(ids, mask, strict=True)]
 
 
-def _pre_tokenised(row: Mapping[str, Any], where: str) -> dict[str, Any]:
-    ids = row["input_ids"]
-    labels = row.get("labels")
-    if labels is None:
-        masks = [row[c] for c in ("completion_mask", "assistant_masks") if row.get(c) is not None]
-        labels = [i if all(bits) else -100 for i, *bits in zip(ids, *masks, strict=True)]
-    if len(labels) != len(ids):
-        raise SchemaError(f"{where}: `labels` has {len(labels)} entries for {len(ids)} `input_ids`.")
-    return language_modelling_row(ids, labels)
+def _pre_tokenised(row: Mapping[str, Any], where: str, options: Preparation) -> dict[str, Any]:
+    """`input_ids` with `labels`, or with the masks that TRL makes them of: `completion_mask` counts where the loss is
+    asked for on completions alone, `assistant_masks` always (trl 1.16, SFTTrainer._prepare_dataset)."""
+    columns = ["labels"]
+    if row.get("labels") is None:
+        completions = options.completion_only_loss
+        if completions is None:
+            completions = "prompt" in row and "completion" in row
+        columns = [*(["completion_mask"] if completions else []), "assistant_masks"]
+    ids, given = row["input_ids"], {name: row[name] for name in columns if row.get(name) is not None}
+    for name, values in given.items():
+        if len(values) != len(ids):
+            raise SchemaError(f"{where}: `{name}` has {len(values)} entries for {len(ids)} `input_ids`.")
+    if "labels" in given:
+        return language_modelling_row(ids, given["labels"])
+    return language_modelling_row(ids, [i if all(bits) else -100 for i, *bits in zip(ids, *given.values(), strict=True)])
 
 
 def _shared_text(first: str, second: str) -> int:
@@ -279,6 +324,16 @@ def _shared_text(first: str, second: str) -> int:
         (i for i, (a, b) in enumerate(zip(first, second, strict=False)) if a != b), min(len(first), len(second))
     )
     return end - 1 if end and first[end - 1] == " " else end
+
+
+def _refuse_long(row: Mapping[str, Any], index: int, max_length: int | None, name: str) -> dict[str, Any]:
+    longest = len(row["prompt_ids"]) + max(map(len, row["response_ids"]), default=0)
+    if max_length is not None and longest > max_length:
+        raise InputError(
+            f"{name} row {index} has {longest} tokens, longer than `max_length` = {max_length}, and "
+            "`excess_length_strategy` is 'raise'. Raise `max_length`, or use 'drop' or 'truncate'."
+        )
+    return {}
 
 
 def _is_kept(row: Mapping[str, Any]) -> bool:

@@ -207,7 +207,6 @@ class _Demo:
             save_steps=4,
             save_total_limit=2,
             report_to="none",
-            dataloader_pin_memory=False,
             seed=self.config.seed,
         )
         trainer = TunaTrainer(

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .. import __version__
+from .._version import __version__
 from ..errors import BuildError, InputError
 from . import sections
 from .text import first_line
@@ -40,7 +40,8 @@ def write_report(
         path: the `.html` file; its folder is created. It is replaced only once the new one is complete.
         title: the heading.
         summary: `models` (name -> metric -> mean, low, high), `differences` (the same, paired to the start model),
-            `length_baseline`, `seconds` (stage -> seconds), `judge`; what a demo run writes to `summary.json`.
+            `length_baseline` (`longer_wins`, `shorter_wins`), `copy_baseline` (the judge's score of the prompt as an
+            answer), `rows`, `seconds` (stage -> seconds), `judge`; what a demo run writes to `summary.json`.
         datasets: ranked datasets by name.
         runs: by name the `log_history` of each run's trainer state.
         examples: held-out prompts with the answers before and after; see [`sections.before_after`].
@@ -64,6 +65,7 @@ def write_report(
             title=first_line(title, 200),
             version=__version__,
             judge=first_line(str(summary.get("judge") or ""), 200),
+            measured=sections.counted_rows(summary.get("rows"), "evaluation "),
             statements=statements(summary),
             table=sections.model_table(summary),
             differences=sections.difference_plots(summary),

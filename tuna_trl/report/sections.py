@@ -46,7 +46,7 @@ class Chart:
 
 
 def model_table(summary: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The comparison table: columns are metrics, rows are models, then the length rules."""
+    """The comparison table: columns are metrics, rows are models, then the rules that need no model."""
     models = {name: metrics for name, metrics in (summary.get("models") or {}).items() if metrics}
     found = {metric for metrics in models.values() for metric, entry in metrics.items() if is_interval(entry)}
     if not found:
@@ -59,13 +59,21 @@ def model_table(summary: Mapping[str, Any]) -> dict[str, Any] | None:
             kind = "" if name == START else compare(summary, name, metric)[0]
             cells.append(_cell(values.get(metric)) | {"kind": kind})
         rows.append({"name": model_name(name), "note": _NOTES.get(name, ""), "cells": cells, "rule": False})
-    for key, entry in (summary.get("length_baseline") or {}).items():
-        if is_interval(entry) and "rank_accuracy" in metrics:
-            cells = [_cell(entry if metric == "rank_accuracy" else None) | {"kind": ""} for metric in metrics]
-            name = f"Prefer {BASELINE_NAMES.get(key, key)}"
+    for name, of, entry in _rules(summary):
+        if of in metrics:
+            cells = [_cell(entry if metric == of else None) | {"kind": ""} for metric in metrics]
             rows.append({"name": name, "note": "a rule, no model", "cells": cells, "rule": True})
     heads = [(metric_name(m), _row_count([values.get(m) for values in models.values()])) for m in metrics]
     return {"metrics": heads, "known": found & set(METRIC_NAMES), "rows": rows}
+
+
+def _rules(summary: Mapping[str, Any]) -> Iterator[tuple[str, str, Any]]:
+    """What needs no model: name, the metric it has a figure in, the figure."""
+    for key, entry in (summary.get("length_baseline") or {}).items():
+        if is_interval(entry):
+            yield f"Prefer {BASELINE_NAMES.get(key, key)}", "rank_accuracy", entry
+    if is_interval(summary.get("copy_baseline")):
+        yield "Copy the prompt", "judge_score", summary["copy_baseline"]
 
 
 def difference_plots(summary: Mapping[str, Any]) -> list[Chart]:
@@ -176,7 +184,7 @@ def _ranked_section(name: str, dataset: Dataset) -> dict[str, Any]:
 def _length_sentence(s: RankedSummary) -> str:
     if s.length_rho.value is None:
         return ""
-    rows = f"{s.length_rho.rows:,} row{'s' if s.length_rho.rows != 1 else ''}"
+    rows = counted_rows(s.length_rho.rows)
     value = number(s.length_rho.value, 2, sign=True)
     return f"Spearman’s ρ of length and rank quality is {value} on average over {rows}; above 0, longer ranks better."
 
@@ -292,5 +300,13 @@ def _cell(entry: Any) -> dict[str, str]:
 def _row_count(entries: Sequence[Any]) -> str:
     """Over how many rows a metric was measured, where the intervals say so and agree."""
     counts = {entry.get("rows") for entry in entries if is_interval(entry)}
-    (count,) = counts if len(counts) == 1 else (None,)
-    return "" if count is None else f"{count:,} row{'s' if count != 1 else ''}"
+    return counted_rows(*counts) if len(counts) == 1 else ""
+
+
+def counted_rows(count: Any, kind: str = "") -> str:
+    """A number of rows in words; empty when it is none.
+
+    >>> counted_rows(1200, "evaluation "), counted_rows(1), counted_rows(None)
+    ('1,200 evaluation rows', '1 row', '')
+    """
+    return f"{count:,} {kind}row{'s' if count != 1 else ''}" if is_number(count) else ""

@@ -50,11 +50,11 @@ def compare(summary: Mapping[str, Any], model: str, metric: str) -> tuple[str, s
 
 
 def statements(summary: Mapping[str, Any]) -> list[Statement]:
-    """The verdict: a sentence for each trained model, and one for each against the length baseline."""
+    """The verdict: a sentence for each trained model, and those against the rules that need no model."""
     models = dict.fromkeys([*(summary.get("models") or {}), *(summary.get("differences") or {})])
     trained = [model for model in models if model != START]
     result = [_against_start(summary, model) for model in trained]
-    result += [_against_length(summary, model) for model in trained]
+    result += [statement for model in trained for statement in _against_rules(summary, model)]
     return [statement for statement in result if statement is not None]
 
 
@@ -78,21 +78,30 @@ def _against_start(summary: Mapping[str, Any], model: str) -> Statement | None:
     return Statement(kind, model_name(model), "; ".join(clauses) + ".")
 
 
-def _against_length(summary: Mapping[str, Any], model: str) -> Statement | None:
-    """Rank accuracy against the better of the two length rules: what needs no model at all."""
-    baselines = summary.get("length_baseline") or {}
-    rules = {name: baselines.get(name) for name in BASELINE_NAMES if is_interval(baselines.get(name))}
-    own = _entry(summary, "models", model, "rank_accuracy")
-    if not rules or not is_interval(own):
+def _against_rules(summary: Mapping[str, Any], model: str) -> list[Statement]:
+    """A model against what needs no model at all: the better of the two length rules, and copying the prompt."""
+    lengths = summary.get("length_baseline") or {}
+    rules = {name: lengths.get(name) for name in BASELINE_NAMES if is_interval(lengths.get(name))}
+    result = []
+    if rules:
+        name, rule = max(rules.items(), key=lambda item: item[1]["mean"])
+        words = f"always preferring {BASELINE_NAMES[name]}"
+        result.append(_against_rule(summary, model, "rank_accuracy", rule, words))
+    result.append(_against_rule(summary, model, "judge_score", summary.get("copy_baseline"), "copying the prompt"))
+    return [statement for statement in result if statement is not None]
+
+
+def _against_rule(summary: Mapping[str, Any], model: str, metric: str, rule: Any, rule_words: str) -> Statement | None:
+    own = _entry(summary, "models", model, metric)
+    if not is_interval(own) or not is_interval(rule):
         return None
-    name, rule = max(rules.items(), key=lambda item: item[1]["mean"])
-    rule_text = f"always preferring {BASELINE_NAMES[name]} ({_with_interval(rule)})"
     kind, words = "none", "is not told apart by the 95 % intervals from"
     if own["low"] > rule["high"]:
         kind, words = "better", "lies above"
     elif own["high"] < rule["low"]:
         kind, words = "worse", "lies below"
-    return Statement(kind, model_name(model), f"rank accuracy {_with_interval(own)} {words} {rule_text}.")
+    figures = f"{metric_name(metric)} {_with_interval(own)} {words} that of {rule_words} ({_with_interval(rule)})."
+    return Statement(kind, model_name(model), figures)
 
 
 def _metrics(summary: Mapping[str, Any], model: str) -> list[str]:

@@ -1,0 +1,25 @@
+"""`tuna-trl merge`: an adapter and its base as one plain model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def merge(
+    adapter: Annotated[str, typer.Argument(help="The adapter's folder or Hub id.")],
+    output: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
+    dtype: Annotated[str, typer.Option(help="bfloat16, float32 or float16.")] = "bfloat16",
+    force: Annotated[bool, typer.Option(help="Merge into a base that is stored quantised.")] = False,
+) -> None:
+    """Merge an adapter into its base model (loaded anew, unquantised) and say what that did to log-probabilities."""
+    from ..adapters import merge_adapter
+
+    report = merge_adapter(adapter, output, dtype=dtype, force=force)
+    typer.echo(
+        f"Log-probabilities of {report.answers} answers, merged against adapted: mean difference {report.mean:.4f}, "
+        f"largest {report.largest:.4f} nats a token."
+    )
+    typer.echo(f"Saved to {report.path}.")
