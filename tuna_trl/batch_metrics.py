@@ -23,7 +23,7 @@ _FIELDS = (
     "scored_rows",  # rows with a ranked response
     "best",
     "worst",
-    "tokens",
+    "tokens",  # the last: see `take_tokens`
 )
 
 
@@ -87,6 +87,7 @@ class BatchSums:
             metrics["rank/accuracy"] = value["accuracy"] / value["ranked_rows"]
             metrics["rank/kendall_tau"] = value["tau"] / value["ranked_rows"]
             metrics["rank/margin"] = value["margin"] / value["ranked_rows"]
+        if value["ranked_rows"] or value["rank_loss"]:  # a user's loss may have one for rows without a pair
             metrics["loss/rank"] = value["rank_loss"] / max(value["instructions"], 1)
         if value["nll_tokens"]:
             metrics["loss/mle"] = value["nll"] / value["nll_tokens"]
@@ -94,5 +95,12 @@ class BatchSums:
             metrics["logps/best"] = value["best"] / value["scored_rows"]
             if value["ranked_rows"]:
                 metrics["logps/worst"] = value["worst"] / value["scored_rows"]
-        metrics["num_tokens"] = value["tokens"]
         return metrics
+
+    def take_tokens(self, accelerator: Any) -> int:
+        """The tokens of all sequences over all processes (padding not counted) since the last call: one gather."""
+        if self._sums is None:
+            self._sums = torch.zeros(len(_FIELDS), device=accelerator.device)
+        tokens = accelerator.gather(self._sums[-1:]).double().sum()
+        self._sums[-1] = 0.0
+        return int(tokens.item())

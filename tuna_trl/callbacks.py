@@ -38,6 +38,8 @@ class CollapseAlarm(TrainerCallback):
         now = sum(self._last) / len(self._last)
         if len(self._last) == WINDOW and now < self._began - FALL:
             self._said = True
+            if not state.is_world_process_zero:
+                return
             logger.warning(
                 f"Likelihood collapse at step {state.global_step}: the best responses' mean log-probability fell from "
                 f"{self._began:.2f} to {now:.2f} nats a token. The model is unlearning all responses, not only the "

@@ -54,13 +54,14 @@ class RankedCollator:
             raise InputError(f"`mle_target` is {self.mle_target!r}, expected one of {', '.join(MLE_TARGETS)}.")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        rows = [row if "prompt_ids" in row else _language_modelling(row) for row in rows]
         slots = [self._slots(row) for row in rows]
         longest = max(
             (len(row["prompt_ids"]) + len(slot["ids"]) for row, own in zip(rows, slots, strict=True) for slot in own),
-            default=1,
+            default=0,
         )
         multiple = self.pad_to_multiple_of or 1
-        shape = (len(rows), max(map(len, slots)), max(-(-longest // multiple) * multiple, 1))
+        shape = (len(rows), max(map(len, slots)), -(-max(longest, 1) // multiple) * multiple)
         batch = {
             "input_ids": torch.full(shape, self.pad_token_id, dtype=torch.int64),
             "attention_mask": torch.zeros(shape, dtype=torch.int64),
@@ -125,3 +126,16 @@ class RankedCollator:
                 )
             slots.append({"ids": reference, "labels": reference, "score_length": 0, "rank": 0, "score": float("nan")})
         return slots
+
+
+def _language_modelling(row: Mapping[str, Any]) -> dict[str, Any]:
+    """`input_ids` and `labels` of an SFT dataset whose preparation was skipped: a response without a prompt."""
+    ids = list(row["input_ids"])
+    return {
+        "prompt_ids": [],
+        "response_ids": [ids],
+        "response_labels": [ids if row.get("labels") is None else list(row["labels"])],
+        "score_lengths": [len(ids)],
+        "ranks": [1],
+        "scores": [None],
+    }

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 from trl import SFTConfig
 
 from .collator import MLE_TARGETS
-from .data.prepare import EXCESS_LENGTH_STRATEGIES
+from .data.fitting import EXCESS_LENGTH_STRATEGIES
 from .errors import InputError, did_you_mean
 from .losses.tuna import PAIR_REDUCTIONS
 

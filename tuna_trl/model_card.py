@@ -41,6 +41,7 @@ def write_model_card(
     from jinja2 import Environment, StrictUndefined
 
     config = trainer.model.config
+    model_name = model_name or Path(trainer.args.output_dir).name
     name = getattr(config, "_name_or_path", "") or ""
     base_model = name if name and not Path(name).exists() and name.count("/") == 1 else None
     tags = {tags} if isinstance(tags, str) else set(tags or ())

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import logging
 
 from .config import TunaConfig, upgrade_config
+from .data.prepare import TOKENISED_COLUMNS
 from .errors import InputError
 from .loading import load_model, load_tokenizer
 
@@ -78,6 +79,21 @@ def check_datasets(args: TunaConfig, train_dataset: Any) -> None:
             f"{args.n_gpu} GPUs are visible to one process, and transformers would use nn.DataParallel, which cuts "
             "batches. Start with `accelerate launch`, or show one GPU (CUDA_VISIBLE_DEVICES=0)."
         )
+
+
+def check_tokenised(dataset: Any, name: str) -> None:
+    """Refuse a dataset that skips preparation without being prepared."""
+    have = set(next(iter(dataset), {}))
+    if "prompt_ids" in have and (missing := sorted(set(TOKENISED_COLUMNS) - {"reference_ids", "length"} - have)):
+        wanted = f"its column {missing[0]!r} is missing"
+    elif not have & {"prompt_ids", "input_ids"}:
+        wanted = "it has neither 'prompt_ids' (a prepared dataset) nor 'input_ids' (tokens with 'labels')"
+    else:
+        return
+    raise InputError(
+        f"`dataset_kwargs={{'skip_prepare_dataset': True}}` takes the {name} dataset as it is, but {wanted}. Leave it "
+        "out to have the rows prepared."
+    )
 
 
 def load_if_named(model: Any, args: TunaConfig, quantization_config: Any) -> Any:
@@ -169,11 +185,8 @@ def training_template(tokenizer: PreTrainedTokenizerBase, args: TunaConfig) -> s
 
     try:
         return get_training_chat_template(tokenizer)
-    except ValueError as error:
-        raise InputError(
-            "`assistant_only_loss=True`, but the chat template marks no assistant's words, and TRL has no marked twin "
-            "of it. Put {% generation %} around them and pass the template by `chat_template_path`."
-        ) from error
+    except ValueError:  # TRL has no twin of it; the first row then says that nothing is marked
+        return None
 
 
 def _set_chat_template(model: Any, tokenizer: PreTrainedTokenizerBase, path: str) -> tuple[Any, list[int]]:

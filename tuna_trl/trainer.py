@@ -7,6 +7,7 @@ mean), `model_card`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -32,6 +33,7 @@ from .scoring import install, response_logps
 from .setup_arguments import (
     check_arguments,
     check_datasets,
+    check_tokenised,
     copied_config,
     limit_length,
     load_if_named,
@@ -97,6 +99,15 @@ class TunaTrainer(Trainer):
         check_arguments(compute_loss_func, preprocess_logits_for_metrics, formatting_func, args)
         args = copied_config(args, model, train_dataset)
         check_datasets(args, train_dataset)
+        self._ranking_loss = bind(
+            args.ranking_loss,
+            args.loss_kwargs or {},
+            {
+                "margin": args.margin,
+                "pair_reduction": args.pair_reduction,
+                "length_exponent": args.length_exponent,
+            },
+        )
         model = load_if_named(model, args, quantization_config)
         limit_length(model, args)
         model, tokenizer, added_tokens = settle_tokenizer(model, processing_class, args)
@@ -112,18 +123,8 @@ class TunaTrainer(Trainer):
                 mle_target=args.mle_target if args.mle_weight else "none",
                 pad_to_multiple_of=args.pad_to_multiple_of,
             )
-        self._ranking_loss = bind(
-            args.ranking_loss,
-            args.loss_kwargs or {},
-            {
-                "margin": args.margin,
-                "pair_reduction": args.pair_reduction,
-                "length_exponent": args.length_exponent,
-            },
-        )
         self._sums = BatchSums()
         self._eval_sums = BatchSums()
-        self._tokens_seen: float | None = None
         train_dataset = self._prepared(train_dataset, args, "train")
         if args.shuffle_dataset:
             train_dataset = train_dataset.shuffle(seed=args.seed)
@@ -175,6 +176,7 @@ class TunaTrainer(Trainer):
         if isinstance(dataset, dict):
             return {key: self._prepared(value, args, key) for key, value in dataset.items()}
         if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+            check_tokenised(dataset, name)
             return dataset
         # tokenised rows are past formatting, as for TRL
         if self._formatting_func is not None and not {"prompt_ids", "input_ids"} & set(dataset.column_names or ()):
@@ -189,7 +191,7 @@ class TunaTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         # By default every column that the model's forward does not name is dropped before the collator sees it.
         if self._signature_columns is None:
-            self._signature_columns = [*TOKENISED_COLUMNS, REF_LOGPS]
+            self._signature_columns = [*TOKENISED_COLUMNS, REF_LOGPS, "input_ids", "labels"]
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimiser step, and [instructions, likelihood tokens] of it over all processes."""
@@ -288,7 +290,6 @@ class TunaTrainer(Trainer):
         self._eval_sums = BatchSums()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._eval_sums.reduce(self.accelerator)
-        metrics.pop("num_tokens")
         metrics["loss"] = metrics.get("loss/rank", 0.0) + self.args.mle_weight * metrics.get("loss/mle", 0.0)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
@@ -296,17 +297,37 @@ class TunaTrainer(Trainer):
     # ---- Logging, saving ----
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if self._sums.count:
-            metrics = self._sums.reduce(self.accelerator)
+        # evaluate() logs too, in the middle of an interval: what is summed so far is training's, and waits
+        if self.model.training and self._sums.count:
+            self._count_tokens()
+            logs.update(self._sums.reduce(self.accelerator))
+            logs["num_tokens"] = self.state.num_input_tokens_seen
             self._sums = BatchSums()
-            if self._tokens_seen is None:  # a resumed run goes on counting where it stopped
-                history = [entry["num_tokens"] for entry in self.state.log_history if "num_tokens" in entry]
-                self._tokens_seen = history[-1] if history else 0.0
-            self._tokens_seen += metrics["num_tokens"]
-            logs.update({**metrics, "num_tokens": self._tokens_seen})
         super().log(logs, start_time)
 
+    def _count_tokens(self) -> None:
+        """Move the tokens seen since the last call into the trainer's state, which checkpoints carry."""
+        tokens = self._sums.take_tokens(self.accelerator)
+        if self.args.include_num_input_tokens_seen == "no":  # else transformers counts them itself
+            self.state.num_input_tokens_seen += tokens
+
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
+        """As in transformers; the dataset is prepared like the ones given to the constructor."""
+        return super().predict(self._prepared(test_dataset, self.args, "test"), ignore_keys, metric_key_prefix)
+
+    def _save(self, output_dir=None, state_dict=None):
+        # transformers pickles the arguments beside the weights, and a loss that is a lambda or local has no pickle
+        args = self.args
+        if callable(args.ranking_loss):
+            self.args = copy.copy(args)
+            self.args.ranking_loss = self.args.to_dict()["ranking_loss"]
+        try:
+            super()._save(output_dir, state_dict)
+        finally:
+            self.args = args
+
     def _save_checkpoint(self, model, trial):
+        self._count_tokens()
         # every checkpoint carries its card, as TRL's do
         name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
         self.create_model_card(model_name=name)

@@ -14,7 +14,7 @@ from scipy.stats import chisquare
 from transformers import GenerationConfig
 
 from tuna_trl.clients import local
-from tuna_trl.clients.base import Sampler, Sampling
+from tuna_trl.clients.base import Sampling
 from tuna_trl.clients.local import TransformersSampler
 from tuna_trl.errors import InputError
 
@@ -310,54 +310,6 @@ class TestModelIsLeftAlone:
         drawn = sampler.sample(PROMPTS, 2, Sampling(max_new_tokens=6), seeds=seeds_for(PROMPTS, 2))
         model.eval()
         assert_forced(sampler, PROMPTS, 2, drawn)
-
-
-class TestFingerprint:
-    def test_it_is_the_same_for_a_copy_in_any_mode(self, tiny_llama, tiny_tokenizer):
-        first = TransformersSampler(tiny_llama, tiny_tokenizer).fingerprint()
-        twin = TransformersSampler(
-            copy.deepcopy(tiny_llama).train(), copy.deepcopy(tiny_tokenizer), max_batch_tokens=9
-        )
-        assert twin.fingerprint() == first and isinstance(twin, Sampler)
-
-    def test_it_changes_with_the_least_bit_of_any_weight(self, sampler):
-        seen = [sampler.fingerprint()]
-        for parameter in sampler.model.parameters():
-            flat = parameter.data.view(-1)
-            flat[-1] = torch.nextafter(flat[-1], torch.tensor(9.0))
-            seen.append(sampler.fingerprint())
-        assert len({str(fingerprint) for fingerprint in seen}) == len(seen)
-
-    def test_it_changes_when_weights_are_reordered(self, sampler):
-        before = sampler.fingerprint()
-        weight = sampler.model.lm_head.weight.data
-        weight.copy_(weight.flip(0).clone())
-        assert sampler.fingerprint() != before
-
-    def test_it_changes_with_an_adapters_training_template_or_precision(self, tiny_llama, tiny_tokenizer):
-        plain = TransformersSampler(copy.deepcopy(tiny_llama), tiny_tokenizer).fingerprint()
-        model = get_peft_model(tiny_llama, LoraConfig(r=2, target_modules=["q_proj"]))
-        sampler = TransformersSampler(model, tiny_tokenizer)
-        untrained = sampler.fingerprint()
-        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-6)
-        model(input_ids=torch.tensor([[5, 6, 7]]), labels=torch.tensor([[5, 6, 7]])).loss.backward()
-        optimizer.step()
-        trained = sampler.fingerprint()
-        sampler.tokenizer.chat_template += " "
-        template = sampler.fingerprint()
-        sampler.model = model.to(torch.bfloat16)
-        keys = [str(f) for f in (plain, untrained, trained, template, sampler.fingerprint())]
-        assert len(set(keys)) == 5
-
-    def test_the_name_holds_no_folder(self, tiny_llama, tiny_tokenizer, tmp_path):
-        folder = tmp_path / "checkpoint-3"
-        tiny_llama.save_pretrained(folder)
-        model = transformers.AutoModelForCausalLM.from_pretrained(folder)
-        assert TransformersSampler(model, tiny_tokenizer).name == "checkpoint-3"
-        assert str(tmp_path) not in str(TransformersSampler(model, tiny_tokenizer).fingerprint())
-        tuned = get_peft_model(model, LoraConfig(target_modules=["q_proj"]))
-        assert TransformersSampler(tuned, tiny_tokenizer).name == "checkpoint-3+lora"
-        assert TransformersSampler(model, tiny_tokenizer, name="mine").name == "mine"
 
 
 class TestRefusals:

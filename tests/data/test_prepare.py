@@ -15,7 +15,8 @@ from training import QUIET, config, tokenised_rows
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tuna_trl import InputError, SchemaError, TunaTrainer
-from tuna_trl.data.prepare import TOKENISED_COLUMNS, Preparation, detect_kind, fit_row, prepare_dataset
+from tuna_trl.data.fitting import fit_row
+from tuna_trl.data.prepare import TOKENISED_COLUMNS, Preparation, detect_kind, prepare_dataset
 from tuna_trl.tokens import Template
 
 
@@ -135,7 +136,7 @@ def sft_quiet():
 def test_sft_rows_have_the_tokens_and_labels_that_sft_trainer_prepares(name, tmp_path):
     rows, changes, kind = SFT[name]
     tokenizer, dataset = tokenizer_of(kind), Dataset.from_list(rows)
-    model = random_llama(len(tokenizer))
+    model = random_llama(len(tokenizer), max_position_embeddings=4096)
     sft = SFTTrainer(
         copy.deepcopy(model),
         SFTConfig(output_dir=str(tmp_path), **sft_quiet(), **changes),

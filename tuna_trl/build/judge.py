@@ -148,9 +148,10 @@ def judge_builds(
             for split, some in items.items()
         }
         _judge(cases, judge, config, journal)
+    generator = student.fingerprint()  # once a build: it reads every weight
     ranked, judgments = DatasetDict(), DatasetDict()
     for split, some in cases.items():
-        ranked[split] = _dataset([_row(case, student, judge, config) for case in some], ranked_features())
+        ranked[split] = _dataset([_row(case, student, generator, judge, config) for case in some], ranked_features())
         replies = [row for case in some for row in _judgment_rows(case, judge)]
         judgments[split] = _dataset(replies, judgment_features())
     return ranked, judgments
@@ -194,7 +195,9 @@ def _judge(cases: dict[str, list[Case]], judge: Judge, config: JudgeBuildConfig,
         question.answers.extend(first.answers)
 
 
-def _row(case: Case, student: Sampler, judge: Judge, config: JudgeBuildConfig) -> dict[str, Any]:
+def _row(
+    case: Case, student: Sampler, generator: dict[str, Any], judge: Judge, config: JudgeBuildConfig
+) -> dict[str, Any]:
     drawn, ranking = case.drawn, rank_case(case, config.tie_delta)
     responses = []
     for i, sample in enumerate(drawn.samples):
@@ -222,16 +225,16 @@ def _row(case: Case, student: Sampler, judge: Judge, config: JudgeBuildConfig) -
         agreement_w=ranking.agreement_w,
         agreement_tau=ranking.agreement_tau,
         source=drawn.item.source,
-        provenance=_provenance(drawn, student, judge, config),
+        provenance=_provenance(drawn, generator, judge, config),
     )
 
 
-def _provenance(drawn: Drawn, student: Sampler, judge: Judge, config: JudgeBuildConfig) -> dict[str, Any]:
+def _provenance(drawn: Drawn, generator: dict[str, Any], judge: Judge, config: JudgeBuildConfig) -> dict[str, Any]:
     """What the row came from; no time stamps, so that the same build gives the same bytes."""
     sampling = Sampling(drawn.temperature, config.top_p, config.top_k, config.max_new_tokens)
     return {
         "builder": f"tuna_trl {__version__} judge",
-        "generator": student.fingerprint(),
+        "generator": generator,
         "sampling": asdict(sampling) | {"tries": drawn.tries, "max_rouge_l": drawn.max_rouge},
         "judge": judge.fingerprint(),
         "seed": config.seed,

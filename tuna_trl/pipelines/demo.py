@@ -47,7 +47,9 @@ class DemoConfig:
         heldout_samples: samples of the start model that the orders are compared on, an instruction.
         max_new_tokens: tokens a response may have; a longer one is cut.
         teacher_rank_truncated: whether the teacher ranks responses that were cut (the judge reads them anyway).
-        epochs, teacher_learning_rate, judge_learning_rate, margin: of the two trainings.
+        epochs, teacher_learning_rate, judge_learning_rate, margin, mle_target: of the two trainings. The likelihood
+            term trains the reference answers, as the paper's objective does; `all`, the released code's, would train
+            a weak model on its own noise.
         batch_size: instructions an optimiser step.
         seed: of everything.
     """
@@ -66,6 +68,7 @@ class DemoConfig:
     teacher_learning_rate: float = 2e-4
     judge_learning_rate: float = 4e-4
     margin: float = 0.1
+    mle_target: str = "reference"
     batch_size: int = 8
     seed: int = 0
     say: Callable[[str], None] | None = None
@@ -105,7 +108,12 @@ class _Demo:
             "seed": config.seed,
         }
         data = {"model": config.model, "rows": self.train_rows, **sampling}
-        training = {"epochs": config.epochs, "margin": config.margin, "batch_size": config.batch_size}
+        training = {
+            "epochs": config.epochs,
+            "margin": config.margin,
+            "mle_target": config.mle_target,
+            "batch_size": config.batch_size,
+        }
         run = self.stages.run
         run("teacher", "1/6 Teacher samples and ranks", data, folder / "teacher_ranked", self._teacher)
         settings = {**training, "lr": config.teacher_learning_rate}
@@ -199,6 +207,7 @@ class _Demo:
             per_device_train_batch_size=1,
             gradient_accumulation_steps=self.config.batch_size,
             margin=self.config.margin,
+            mle_target=self.config.mle_target,
             lr_scheduler_type="cosine",
             warmup_steps=1,
             max_length=512,
