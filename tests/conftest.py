@@ -17,6 +17,12 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
+
+
+# the first example pays for imports, and machines are shared: a deadline would only make tests flaky
+settings.register_profile("tuna", deadline=None)
+settings.load_profile("tuna")
 
 
 @pytest.fixture(autouse=True)

@@ -69,8 +69,8 @@ def total_loss(
 ):
     """The trainer's loss of a batch: mean ranking loss an instruction + mle_weight * mean NLL a target token.
 
-    `rows`: dicts with `prompt_ids`, `response_ids`, `response_labels` (lists of lists), `score_lengths`, `ranks` (0 = not
-    ranked) and `reference_ids`. Every sequence goes through the plain model alone, without padding.
+    `rows`: dicts with `prompt_ids`, `response_ids`, `response_labels` (lists of lists), `score_lengths`, `ranks` (0 =
+    not ranked) and `reference_ids`. Every sequence goes through the plain model alone, without padding.
     """
     rank_total, targets = 0.0, []
     for row in rows:

@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+from accelerate.hooks import ModelHook, add_hook_to_module
 from tiny import FAMILIES, random_model
 from torch import nn
 
@@ -56,7 +57,10 @@ def compare(case, transform, *, rtol, atol=0.0, weights=None):
     """Value and every gradient of the chunked head against the oracle, under random weights a token."""
     hidden, targets, head = case
     other_hidden, other_head = hidden.detach().clone().requires_grad_(), copy.deepcopy(head)
-    value, expected = token_logps(hidden, targets, head, transform), plain(other_hidden, targets, other_head, transform)
+    value, expected = (
+        token_logps(hidden, targets, head, transform),
+        plain(other_hidden, targets, other_head, transform),
+    )
     torch.testing.assert_close(value, expected, rtol=rtol, atol=atol)
     weights = torch.randn(T, dtype=value.dtype)
     (value * weights).sum().backward()
@@ -85,9 +89,18 @@ def test_a_head_that_is_more_than_its_weight_is_called_not_read(frozen):
     compare(inputs(head_class=Doubled, frozen=frozen), LogitTransform(), rtol=1e-10, atol=1e-12)
 
 
-def test_a_hook_on_a_frozen_head_counts():
+@pytest.mark.parametrize("kind", ["torch", "accelerate"])
+def test_a_hook_on_a_frozen_head_counts(kind):
     hidden, targets, head = inputs(frozen=True)
-    head.register_forward_hook(lambda module, args, output: output + torch.arange(V, dtype=output.dtype))
+    if kind == "torch":
+        head.register_forward_hook(lambda module, args, output: output + torch.arange(V, dtype=output.dtype))
+    else:
+
+        class Shift(ModelHook):
+            def post_forward(self, module, output):
+                return output + torch.arange(V, dtype=output.dtype)
+
+        add_hook_to_module(head, Shift())
     torch.testing.assert_close(
         token_logps(hidden, targets, head, LogitTransform()), plain(hidden, targets, head, LogitTransform())
     )
@@ -133,7 +146,10 @@ def test_under_autocast_the_product_is_bf16_and_the_sum_is_float32(frozen):
     hidden, targets, head = inputs(torch.float32, frozen=frozen)
     other_hidden, other_head = hidden.detach().clone().requires_grad_(), copy.deepcopy(head)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        value = token_logps(hidden, targets, head, LogitTransform())
+        kept = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+            value = token_logps(hidden, targets, head, LogitTransform())
+        assert not frozen or {t.dtype for t in kept} == {torch.bfloat16}
         expected = plain(other_hidden, targets, other_head, LogitTransform())
     assert value.dtype == torch.float32
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-5)

@@ -92,9 +92,7 @@ def test_tokens_are_counted_on_where_no_log_fell_on_the_checkpoint(tmp_path):
 
 def tokens_of(trainer):
     """Tokens of all sequences of an epoch, prompts counted as often as they are forwarded."""
-    return sum(
-        len(row["prompt_ids"]) + len(ids) for row in trainer.train_dataset for ids in row["response_ids"]
-    )
+    return sum(len(row["prompt_ids"]) + len(ids) for row in trainer.train_dataset for ids in row["response_ids"])
 
 
 @pytest.mark.parametrize("counting", ["no", "all", "non_padding"])

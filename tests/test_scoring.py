@@ -1,4 +1,4 @@
-"""Laws of scoring: a batch says of each response what the plain model says of it alone, and leaves the model as it was."""
+"""Laws of scoring: a batch says of each response what the plain model says of it alone; the model stays as it was."""
 
 from __future__ import annotations
 

@@ -53,7 +53,9 @@ def snapshot(value):
 @pytest.mark.parametrize("kind", [TunaConfig, SFTConfig, TrainingArguments])
 def test_no_argument_but_the_model_is_changed_by_a_whole_run(kind, tiny_llama, tmp_path):
     known = {f.name for f in dataclasses.fields(kind)}
-    fields = config(tmp_path, max_steps=1, eos_token="<|pad|>", shuffle_dataset=True, model_init_kwargs={"dtype": "auto"})
+    fields = config(
+        tmp_path, max_steps=1, eos_token="<|pad|>", shuffle_dataset=True, model_init_kwargs={"dtype": "auto"}
+    )
     args = kind(**{f.name: getattr(fields, f.name) for f in dataclasses.fields(fields) if f.init and f.name in known})
     tokenizer = chatml_tokenizer()
     tokenizer.pad_token = None

@@ -1,4 +1,4 @@
-"""Laws of evaluation: the eval loss is that of the whole set, metrics keep their set's name, the best model comes back."""
+"""Laws of evaluation: the eval loss is that of the whole set, metrics keep its name, the best model comes back."""
 
 from __future__ import annotations
 

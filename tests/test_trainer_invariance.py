@@ -205,7 +205,10 @@ def test_a_stream_trains_as_its_dataset(trainer_of):
 def test_full_rows_and_a_users_rows_train_alike(trainer_of):
     full = [simple_row(i) for i in range(4)]
     own = [
-        {"prompt": row["prompt"], "responses": [{"content": r["content"], "rank": r["rank"]} for r in row["responses"]]}
+        {
+            "prompt": row["prompt"],
+            "responses": [{"content": r["content"], "rank": r["rank"]} for r in row["responses"]],
+        }
         for row in full
     ]
     from datasets import Dataset

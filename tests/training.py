@@ -76,7 +76,8 @@ def ranked_dataset(rows: int = 8, *, seed: int = 0) -> Dataset:
         if i % 3 == 1:
             scores[1] = scores[0]
         responses = [f"answer {i} {'other ' * w}{k}" for k, w in enumerate(words)]
-        found.append({"prompt": f"question {i}{' more' * (i % 4)}?", "responses": responses, "scores": scores})
+        prompt = f"question {i}{' more' * (i % 4)}?"
+        found.append({"prompt": prompt, "responses": responses, "scores": scores, "reference": f"given answer {i}"})
     return Dataset.from_list(found)
 
 

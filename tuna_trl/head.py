@@ -64,7 +64,8 @@ def token_logps(hidden: Tensor, targets: Tensor, head: nn.Module, transform: Log
     chunk = max(16, CHUNK_BYTES // (4 * vocabulary))
     if _is_frozen_plain(head):
         if torch.is_autocast_enabled(hidden.device.type):
-            # autocast does not reach into a custom function: the head's product runs in the hidden states' dtype
+            # as autocast would in the product; done here, the slope that is kept takes half the bytes, and a bf16 weight
+            # is not copied to float32
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         return _FrozenHead.apply(hidden, targets, head.weight, head.bias, transform, chunk)
     pieces = [
@@ -91,6 +92,7 @@ def _is_frozen_plain(head: nn.Module) -> bool:
         and (head.bias is None or not head.bias.requires_grad)
         and not head._forward_hooks
         and not head._forward_pre_hooks
+        and "forward" not in head.__dict__  # accelerate's hooks, which move inputs to the head's device
     )
 
 

@@ -80,8 +80,11 @@ def _architecture(trainer: TunaTrainer) -> str:
 
 def _data_statistics(dataset: Any) -> dict[str, str]:
     """Counts of the tokenised training set; a streamed one is not counted."""
-    if not isinstance(dataset, Dataset) or "ranks" not in dataset.column_names:
-        return {"rows": "streamed", "responses": "not counted", "per_row": "any number", "tokens": "not counted"}
+    unknown = {"rows": "streamed", "responses": "not counted", "per_row": "any number", "tokens": "not counted"}
+    if not isinstance(dataset, Dataset):
+        return unknown
+    if not {"ranks", "length"} <= set(dataset.column_names):  # rows that skipped preparation
+        return {**unknown, "rows": f"{len(dataset):,}"}
     counts = [len(ranks) for ranks in dataset["ranks"]]
     per_row = f"{min(counts)}" if min(counts) == max(counts) else f"{min(counts)} to {max(counts)}"
     return {

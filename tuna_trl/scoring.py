@@ -134,13 +134,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
     `model.eval()` would not do before training: bitsandbytes repacks a 4-bit weight at its first eval-mode forward on
     AVX512-BF16 CPUs, and later gradients are wrong (bitsandbytes 0.50.2, nn/modules.py:613). Such a layer has no
-    dropout to switch off, so it keeps its mode.
+    dropout to switch off, so it runs in training mode (a model comes from `from_pretrained` in eval mode).
     """
     modes = {module: module.training for module in model.modules()}
     try:
         for module in modes:
-            if type(module).__name__ != "Linear4bit":
-                module.training = False
+            module.training = type(module).__name__ == "Linear4bit"
         yield
     finally:
         for module, mode in modes.items():

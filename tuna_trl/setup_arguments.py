@@ -39,8 +39,8 @@ def check_arguments(
         )
     if formatting_func is not None and getattr(args, "completion_only_loss", None):
         raise InputError(
-            "`formatting_func` makes one text of a row, so `completion_only_loss=True` finds no completion in it. Leave "
-            "one of the two out, or map the rows to `prompt` and `completion` yourself."
+            "`formatting_func` makes one text of a row, so `completion_only_loss=True` finds no completion in it. "
+            "Leave one of the two out, or map the rows to `prompt` and `completion` yourself."
         )
 
 
@@ -129,7 +129,7 @@ def load_if_named(model: Any, args: TunaConfig, quantization_config: Any) -> Any
 
 
 def limit_length(model: Any, args: TunaConfig) -> None:
-    """Lower `args.max_length` (of our copy) to the positions that the model has; longer rows then count as too long."""
+    """Lower `args.max_length` (of our copy) to the positions that the model has; longer rows then are too long."""
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions and (args.max_length is None or args.max_length > positions):
         given = "unlimited" if args.max_length is None else args.max_length

@@ -270,6 +270,10 @@ class TunaTrainer(Trainer):
         eval_dataset = self._prepared(eval_dataset, self.args, metric_key_prefix)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
+    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
+        """As in transformers; the dataset is prepared like the ones given to the constructor."""
+        return super().predict(self._prepared(test_dataset, self.args, "test"), ignore_keys, metric_key_prefix)
+
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         inputs = self._prepare_inputs(inputs)
         weights = self._instruction_weights(len(inputs["input_ids"])).to(inputs["input_ids"].device)
@@ -311,10 +315,6 @@ class TunaTrainer(Trainer):
         if self.args.include_num_input_tokens_seen == "no":  # else transformers counts them itself
             self.state.num_input_tokens_seen += tokens
 
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
-        """As in transformers; the dataset is prepared like the ones given to the constructor."""
-        return super().predict(self._prepared(test_dataset, self.args, "test"), ignore_keys, metric_key_prefix)
-
     def _save(self, output_dir=None, state_dict=None):
         # transformers pickles the arguments beside the weights, and a loss that is a lambda or local has no pickle
         args = self.args
@@ -354,5 +354,6 @@ def _preparation(args: TrainingArguments) -> Preparation:
         completion_only_loss=args.completion_only_loss,
         assistant_only_loss=args.assistant_only_loss,
         dataset_text_field=args.dataset_text_field,
+        needs_reference=args.mle_target == "reference" and args.mle_weight > 0,
         num_proc=args.dataset_num_proc,
     )

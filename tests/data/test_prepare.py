@@ -1,4 +1,4 @@
-"""Laws of preparation: what TRL's trainers prepare from the same rows; what does not fit is dropped, cut or refused."""
+"""Laws of preparation: the tokens of TRL's trainers from the same rows; what does not fit is lost as asked."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ SFT = {
         CHATML_MARKED,
     ),
     "prompt-completion, truncated": (
-        [{"prompt": "p" * 6, "completion": "c" * n} for n in (1, 3, 4, 30)] + [{"prompt": "p" * 10, "completion": "c"}],
+        [{"prompt": "p" * 6, "completion": "c" * n} for n in (1, 3, 4, 30)]
+        + [{"prompt": "p" * 10, "completion": "c"}],
         {"max_length": 10},
         None,
     ),
@@ -238,7 +239,9 @@ def test_a_users_rows_and_full_rows_give_the_same_tokens():
         assert first[name] == second[name]
 
 
-@pytest.mark.parametrize("status, trains", [("ok", True), ("partial", True), ("refused", False), ("inconsistent", False)])
+@pytest.mark.parametrize(
+    "status, trains", [("ok", True), ("partial", True), ("refused", False), ("inconsistent", False)]
+)
 def test_only_rows_whose_ranking_came_off_train(status, trains):
     kept = prepared(dataset_of([simple_row(0), simple_row(1, status=status)]))
     assert len(kept) == 1 + trains
@@ -291,7 +294,8 @@ def test_what_trains_fits_and_nothing_that_fits_is_lost(row, max_length, strateg
     fitted = fit_row(row, max_length, strategy, most)
     P, limit = len(row["prompt_ids"]), math.inf if max_length is None else max_length
     ranked = [k for k, rank in enumerate(row["ranks"]) if rank > 0]
-    expected = [k for k in ranked if P + len(row["response_ids"][k]) <= limit or (strategy == "truncate" and P < limit)]
+    fits = {"drop": lambda k: P + len(row["response_ids"][k]) <= limit, "truncate": lambda k: P < limit}
+    expected = [k for k in ranked if fits[strategy](k)]
     expected = expected[:most]
     room = None if max_length is None else max(max_length - P, 0)
     assert fitted["response_ids"] == [row["response_ids"][k][:room] for k in expected]
@@ -353,7 +357,9 @@ def test_raise_holds_for_a_stream_too():
 
 
 def test_a_prompt_that_fills_the_length_is_named_where_nothing_else_is_left():
-    with pytest.raises(InputError, match="No row of the train dataset is left.*of 2.*`max_length` = 60 tokens.*shortest"):
+    with pytest.raises(
+        InputError, match="No row of the train dataset is left.*of 2.*`max_length` = 60 tokens.*shortest"
+    ):
         prepared([{"prompt": "q" * 90, "responses": ["a", "b"], "ranks": [1, 2]}], max_length=60)
 
 
@@ -403,7 +409,10 @@ BAD = {
         "train row 0: `assistant_masks` has 2 entries for 3 `input_ids`",
     ),
     "text that is none": ([{"text": "a"}, {"text": None}], "train row 1: column 'text' is None, expected a string"),
-    "messages that are none": ([{"messages": "hello"}], "train row 0: `messages` must be a non-empty list of messages"),
+    "messages that are none": (
+        [{"messages": "hello"}],
+        "train row 0: `messages` must be a non-empty list of messages",
+    ),
 }
 
 
@@ -411,7 +420,7 @@ BAD = {
 def test_bad_rows_are_named_with_dataset_row_column_and_way_out(name):
     rows, message = BAD[name]
     # a pair of text and messages has no Arrow type; a generator has none to infer
-    dataset = Dataset.from_list(rows)if name not in ("text and messages in one pair",) else None
+    dataset = Dataset.from_list(rows) if name not in ("text and messages in one pair",) else None
     if dataset is None:
         with pytest.raises(SchemaError, match=message):
             from tuna_trl.data.prepare import _tokenise_any
@@ -434,6 +443,31 @@ def test_a_conversation_needs_a_template():
     tokenizer.chat_template = None
     with pytest.raises(InputError, match="has no chat template.*chat_template_path"):
         prepared([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2]}], tokenizer)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2]},
+        {"prompt": "q", "chosen": "a", "rejected": "b"},
+        {"prompt": "q", "completion": "a"},
+    ],
+    ids=["ranked", "pair", "SFT"],
+)
+def test_a_missing_reference_is_named_before_training(row):
+    with pytest.raises(SchemaError, match="train row 0: `mle_target='reference'`.*column 'reference'.*'best'"):
+        prepared([row], needs_reference=True)
+    assert len(prepared([row])) == 1
+
+
+def test_a_row_whose_reference_does_not_fit_goes_where_the_reference_is_what_trains():
+    row = {"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2], "reference": "c" * 90}
+    rows = [row, {**row, "reference": "the"}]
+    assert [len(r["reference_ids"]) > 0 for r in prepared(rows, max_length=60)] == [False, True]
+    (kept,) = prepared(rows, max_length=60, needs_reference=True)
+    assert kept["reference"] == "the"
+    cut, whole = prepared(rows, max_length=60, needs_reference=True, excess_length_strategy="truncate")
+    assert len(cut["prompt_ids"]) + len(cut["reference_ids"]) == 60 and whole["reference_ids"] == kept["reference_ids"]
 
 
 def test_an_unknown_strategy_gets_a_suggestion():

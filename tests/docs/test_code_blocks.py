@@ -1,4 +1,4 @@
-"""Every Python block of README and docs runs, in order, one namespace a page; the tiny model stands in for the real."""
+"""Every Python block of README and docs runs, in order, one namespace a page, on the tiny model."""
 
 from __future__ import annotations
 

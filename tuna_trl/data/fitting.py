@@ -1,5 +1,7 @@
-"""What of a tokenised dataset trains: too long and unranked responses are dropped, cut or refused as asked, and counted
-in a printed table, never silently."""
+"""What of a tokenised dataset trains: too long and unranked responses are dropped, cut or refused as asked.
+
+What is lost is counted in a printed table, never silently.
+"""
 
 from __future__ import annotations
 
@@ -33,7 +35,12 @@ def fit_dataset(
     """
     from datasets import Dataset
 
-    limits = {"max_length": options.max_length, "strategy": strategy, "max_responses": options.max_responses}
+    limits = {
+        "max_length": options.max_length,
+        "strategy": strategy,
+        "max_responses": options.max_responses,
+        "needs_reference": options.needs_reference,
+    }
     if isinstance(tokenised, Dataset):
         fitted = tokenised.map(fit_row, fn_kwargs=limits, num_proc=options.num_proc, desc=f"Fitting {name}")
         return _kept_rows(fitted, tokenised, strategy, options, name)
@@ -45,13 +52,18 @@ def fit_dataset(
 
 
 def fit_row(
-    row: Mapping[str, Any], max_length: int | None, strategy: str, max_responses: int | None = None
+    row: Mapping[str, Any],
+    max_length: int | None,
+    strategy: str,
+    max_responses: int | None = None,
+    needs_reference: bool = False,
 ) -> dict[str, Any]:
     """One tokenised row cut to what trains: unranked and too long responses go, or are truncated.
 
-    A ranked row that is left with fewer than two responses (an SFT row, or with `max_responses` 1: with none) is marked
-    `kept=False`. Truncation keeps the start, as TRL does; a truncated response has no end token left, so its score ends
-    at the cut.
+    A ranked row that is left with fewer than two responses (an SFT row, or with `max_responses` 1: with none) is
+    marked `kept=False`. Truncation keeps the start, as TRL does; a truncated response has no end token left, so its
+    score ends at the cut. The reference answer fits or is cut likewise; where it is what trains (`needs_reference`), a
+    row without room for it goes.
     """
     prompt_length = len(row["prompt_ids"])
     ranked = [k for k, rank in enumerate(row["ranks"]) if rank > 0]
@@ -68,16 +80,19 @@ def fit_row(
     cut = (lambda ids: ids[: int(room)]) if strategy == "truncate" and room < math.inf else (lambda ids: ids)
     labels = [cut(row["response_labels"][k]) for k in kept]
     responses = [cut(row["response_ids"][k]) for k in kept]
-    reference = row["reference_ids"]
+    reference = cut(row["reference_ids"])
+    if len(reference) > room:
+        reference = []
+    trains = reference if needs_reference else [label for ids in labels for label in ids]
     return {
         "response_ids": responses,
         "response_labels": labels,
         "score_lengths": [min(row["score_lengths"][k], len(ids)) for k, ids in zip(kept, responses, strict=True)],
         "ranks": [row["ranks"][k] for k in kept],
         "scores": [row["scores"][k] for k in kept],
-        "reference_ids": reference if len(reference) <= room else [],
+        "reference_ids": reference,
         "length": prompt_length + sum(map(len, responses)),
-        "kept": len(kept) >= wanted and any(label != -100 for ids in labels for label in ids),
+        "kept": len(kept) >= wanted and any(label != -100 for label in trains),
         "cut_responses": len(set(kept) & set(too_long)),
         "dropped_responses": len(row["ranks"]) - len(kept),
     }

@@ -62,6 +62,7 @@ class Preparation:
     completion_only_loss: bool | None = None
     assistant_only_loss: bool = False
     dataset_text_field: str = "text"
+    needs_reference: bool = False
     num_proc: int | None = None
 
     def __post_init__(self) -> None:
@@ -159,6 +160,18 @@ def _tokenise_any(
 ) -> dict[str, Any]:
     """One row of any kind, tokenised; errors name the dataset and the row."""
     where = f"{name} row {index}"
+    tokenised = _tokenise_kind(row, where, kind, template, options)
+    if options.needs_reference and not tokenised["reference_ids"]:
+        raise SchemaError(
+            f"{where}: `mle_target='reference'`, but there is no answer in a column 'reference'. Give every row one, "
+            "or use `mle_target='best'`."
+        )
+    return tokenised
+
+
+def _tokenise_kind(
+    row: Mapping[str, Any], where: str, kind: str, template: Template, options: Preparation
+) -> dict[str, Any]:
     if kind == "ranked":
         full = normalise_row(row, where)
         if full["status"] not in TRAINED_STATUSES:
@@ -267,7 +280,9 @@ def _pre_tokenised(row: Mapping[str, Any], where: str, options: Preparation) -> 
             raise SchemaError(f"{where}: `{name}` has {len(values)} entries for {len(ids)} `input_ids`.")
     if "labels" in given:
         return language_modelling_row(ids, given["labels"])
-    return language_modelling_row(ids, [i if all(bits) else -100 for i, *bits in zip(ids, *given.values(), strict=True)])
+    return language_modelling_row(
+        ids, [i if all(bits) else -100 for i, *bits in zip(ids, *given.values(), strict=True)]
+    )
 
 
 def _shared_text(first: str, second: str) -> int:

@@ -158,6 +158,8 @@ class _Demo:
     def _compare(self) -> None:
         # another seed than the training samples', and no redraw for diversity: the start model's own distribution
         build = replace(self._judge_config(self.config.heldout_samples, self.config.seed + 1), rouge_threshold=None)
+        if self.judge.paid:
+            build = replace(build, max_cost=self._left("judge_ranked"))
         rows, judgments = judge_builds(self.heldout_rows, self._sampler("start"), self.judge, build)
         save_ranked(rows, self.folder / "heldout_ranked", judgments=judgments)
         result = compare(
@@ -165,7 +167,7 @@ class _Demo:
             {name: self._loaded(name) for name in MODELS},
             self.judge,
             journal=build.journal,
-            max_cost=build.max_cost,
+            max_cost=self._left("judge_ranked", "heldout_ranked") if self.judge.paid else None,
             max_new_tokens=self.config.max_new_tokens,
         )
         write_json(self.folder / "comparison.json", result)
@@ -192,10 +194,12 @@ class _Demo:
     def _train(self, data: str, name: str, start: str | None, learning_rate: float) -> None:
         """One training; a checkpoint of an earlier, killed run is gone on from."""
         from peft import LoraConfig
+        from transformers.trainer_callback import PrinterCallback
         from transformers.trainer_utils import get_last_checkpoint
 
         from ..config import TunaConfig
         from ..trainer import TunaTrainer
+        from .training_bar import TrainingBar
 
         folder = self.folder / name
         model, tokenizer = self._loaded(start or "start", trainable=True)
@@ -216,6 +220,7 @@ class _Demo:
             save_steps=4,
             save_total_limit=2,
             report_to="none",
+            disable_tqdm=True,  # TrainingBar shows the steps
             seed=self.config.seed,
         )
         trainer = TunaTrainer(
@@ -225,7 +230,8 @@ class _Demo:
             processing_class=tokenizer,
             peft_config=None if start else LoraConfig(r=16, lora_alpha=32, target_modules="all-linear"),
         )
-        trainer.remove_callback(_printer_callback())
+        trainer.remove_callback(PrinterCallback)
+        trainer.add_callback(TrainingBar(f"Training {name}"))
         trainer.train(resume_from_checkpoint=get_last_checkpoint(folder) if folder.is_dir() else None)
         trainer.save_state()
         trainer.save_model(str(folder))
@@ -253,20 +259,20 @@ class _Demo:
             num_responses=n,
             max_new_tokens=self.config.max_new_tokens,
             seed=seed,
-            max_cost=self.config.max_cost - self._spent() if self.judge.paid else None,
+            max_cost=self._left() if self.judge.paid else None,
             journal=self.folder / "journal.sqlite",
         )
 
-    def _spent(self) -> float:
-        """What the finished judge stages cost, from their judgments; a stage under way counts its own journal."""
+    def _left(self, *finished: str) -> float:
+        """What is left of the cap behind finished builds, from their judgments; a build counts its own journal."""
         from datasets import load_dataset
 
-        total = 0.0
-        for name in ("judge_ranked", "heldout_ranked"):
+        spent = 0.0
+        for name in finished:
             if (self.folder / name / "judgments").is_dir():
                 for split in load_dataset(str(self.folder / name), "judgments").values():
-                    total += math.fsum(cost or 0.0 for cost in split["cost"])
-        return total
+                    spent += math.fsum(cost or 0.0 for cost in split["cost"])
+        return max(self.config.max_cost - spent, 0.0)
 
     def _judge_line(self) -> str:
         if self.judge.paid:
@@ -313,12 +319,6 @@ def _quiet() -> None:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     datasets.disable_progress_bars()
-
-
-def _printer_callback() -> type:
-    from transformers.trainer_callback import PrinterCallback
-
-    return PrinterCallback
 
 
 def _printer() -> Callable[[str], None]:

@@ -1,0 +1,35 @@
+"""One line of progress for a training inside a longer run: a bar on a terminal, a start and an end elsewhere."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from transformers import TrainerCallback
+
+from ..build.progress import progress
+
+
+class TrainingBar(TrainerCallback):
+    """Shows optimiser steps; the trainer's own lines of metrics go to its log history, and from there to the report.
+
+    Args:
+        title: what is trained, as a person would say it.
+    """
+
+    def __init__(self, title: str) -> None:
+        self._title = title
+        self._stack = ExitStack()
+        self._advance = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        if state.is_world_process_zero:
+            note = f"{state.global_step} of {state.max_steps} steps were done before" if state.global_step else ""
+            left = state.max_steps - state.global_step
+            self._advance = self._stack.enter_context(progress(self._title, left, note))
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self._advance is not None:
+            self._advance(1)
+
+    def on_train_end(self, args, state, control, **kwargs):
+        self._stack.close()
