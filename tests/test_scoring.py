@@ -144,8 +144,12 @@ def test_a_batch_without_a_token_to_score_is_a_connected_zero(rows, name, adapte
     model = MODELS[name]()
     if adapter:
         model = get_peft_model(model, LoraConfig(target_modules=["q_proj"], init_lora_weights=False))
-    install(model)
+    base, masks = install(model), []
+    base.base_model.register_forward_pre_hook(
+        lambda module, args, kwargs: masks.append(kwargs["attention_mask"]), with_kwargs=True
+    )
     result = response_logps(model, COLLATOR(rows))
+    assert len(masks) == 1 and masks[0].any(1).all()  # some attention kernels make NaN of a row that sees nothing
     assert (result.logps == 0).all() and (result.nll == 0).all() and (result.lengths == 0).all()
     (result.logps.sum() + result.nll.sum()).backward()
     trained = {n for n, p in model.named_parameters() if p.requires_grad}

@@ -7,11 +7,11 @@ import math
 
 import pytest
 from datasets import Dataset, IterableDataset
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from ranked_rows import dataset_of, simple_row
 from tiny import CHATML, CHATML_MARKED, chatml_tokenizer, llama3_tokenizer, random_llama
-from training import QUIET, config, tokenised_rows
+from training import QUIET, config, tokenised_row, tokenised_rows
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from tuna_trl import InputError, SchemaError, TunaTrainer
@@ -290,6 +290,7 @@ def test_a_stream_gives_the_rows_of_a_dataset():
     strategy=st.sampled_from(["drop", "truncate"]),
     most=st.none() | st.integers(1, 3),
 )
+@example(row=tokenised_row([1], [[2, 3, 4, 5], [6, 7]], [1, 2]), max_length=3, strategy="truncate", most=None)
 def test_what_trains_fits_and_nothing_that_fits_is_lost(row, max_length, strategy, most):
     fitted = fit_row(row, max_length, strategy, most)
     P, limit = len(row["prompt_ids"]), math.inf if max_length is None else max_length

@@ -330,14 +330,16 @@ def _printer() -> Callable[[str], None]:
 
 def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     """The comparison as one table on stdout."""
+    from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.table import Table
 
     console = Console(highlight=False)
-    table = Table(title="Held-out instructions: mean [95 % interval]", title_justify="left")
-    table.add_column("")
+    # two decimals: 76 columns, so that no cell breaks on a terminal of 80; summary.json has all digits
+    table = Table(title="Held-out instructions: mean [95 % interval]", title_justify="left", box=SIMPLE_HEAD)
+    table.add_column("", no_wrap=True)
     for title in ("rank accuracy", "Kendall tau", "judge score"):
-        table.add_column(title, justify="right")
+        table.add_column(title, justify="right", no_wrap=True)
     for name, metrics in summary["models"].items():
         table.add_row(name, *(shown(metrics[key]) for key in ("rank_accuracy", "kendall_tau", "judge_score")))
     for name, interval in summary["length_baseline"].items():
@@ -345,15 +347,14 @@ def _print_summary(summary: dict[str, Any], folder: Path) -> None:
     table.add_row("copy the prompt", "", "", shown(summary["copy_baseline"]))
     console.print(table)
     for name, metrics in summary["differences"].items():
-        words = ", ".join(f"{key.replace('_', ' ')} {shown(value, sign=True)}" for key, value in metrics.items())
+        words = ", ".join(f"{key.replace('_', ' ')} {shown(value, '+.3f')}" for key, value in metrics.items())
         console.print(f"{name} - start, paired: {words}", soft_wrap=True)
     console.print(f"Judge: {summary['judge']}. Numbers: {folder / 'summary.json'}", soft_wrap=True)
     console.print(f"Report: {folder / 'report.html'}", soft_wrap=True)
 
 
-def shown(interval: dict[str, Any], sign: bool = False) -> str:
-    """`0.534 [0.470, 0.598]`, or `-` where nothing was measured."""
+def shown(interval: dict[str, Any], form: str = ".2f") -> str:
+    """`0.53 [0.47, 0.60]`, or `-` where nothing was measured."""
     if interval["mean"] is None:
         return "-"
-    plus = "+" if sign else ""
-    return f"{interval['mean']:{plus}.3f} [{interval['low']:{plus}.3f}, {interval['high']:{plus}.3f}]"
+    return f"{interval['mean']:{form}} [{interval['low']:{form}}, {interval['high']:{form}}]"
