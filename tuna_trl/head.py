@@ -64,8 +64,8 @@ def token_logps(hidden: Tensor, targets: Tensor, head: nn.Module, transform: Log
     chunk = max(16, CHUNK_BYTES // (4 * vocabulary))
     if _is_frozen_plain(head):
         if torch.is_autocast_enabled(hidden.device.type):
-            # as autocast would in the product; done here, the slope that is kept takes half the bytes, and a bf16 weight
-            # is not copied to float32
+            # as autocast would in the product; done here, the slope that is kept takes half the bytes, and a bf16
+            # weight is not copied to float32
             hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
         return _FrozenHead.apply(hidden, targets, head.weight, head.bias, transform, chunk)
     pieces = [
