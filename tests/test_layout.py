@@ -29,6 +29,7 @@ LAYERS = {
     "callbacks": 2,
     "setup_arguments": 3,
     "model_card": 3,
+    "config_table": 3,
     "reference_model": 3,
     "ranking_table": 3,
     "trainer": 3,

@@ -11,6 +11,7 @@ from tiny import chatml_tokenizer, random_llama
 from training import config, largest_difference, losses, parameters, ranked_dataset
 
 from tuna_trl import TunaTrainer
+from tuna_trl.batch_metrics import BatchSums
 from tuna_trl.metrics import kendall_tau, rank_accuracy
 
 
@@ -172,3 +173,16 @@ def test_sft_data_log_no_rank_metrics(trainer_of):
     metrics = trainer_of(eval_dataset=rows).evaluate()
     assert metrics["eval_loss"] == pytest.approx(metrics["eval_loss/mle"])
     assert not any("rank" in name or "worst" in name for name in metrics)
+
+
+def test_a_row_that_was_repeated_to_fill_a_batch_shows_in_no_metric(trainer_of):
+    trainer, rows = trainer_of(), list(trainer_of().eval_dataset)[:3]
+    found = []
+    for part, weights in ((rows, [1.0, 0.0, 1.0]), ([rows[0], rows[2]], [1.0, 1.0])):
+        batch = {**trainer.data_collator(part), "instruction_weights": torch.tensor(weights)}
+        trainer._eval_sums = BatchSums()
+        trainer.compute_loss(trainer.model.eval(), batch)
+        found.append(trainer._eval_sums.reduce(trainer.accelerator))
+        counted = batch["attention_mask"][torch.tensor(weights).bool()]
+        assert trainer._eval_sums.take_tokens(trainer.accelerator) == counted.sum()
+    assert found[0] == pytest.approx(found[1], rel=1e-5)
