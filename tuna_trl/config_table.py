@@ -37,7 +37,7 @@ HONOURED_FIELDS = {
 # TrainingArguments fields that mean something else here.
 OTHERWISE_FIELDS = {
     "average_tokens_across_devices": "always on | the loss is normalised over all processes, whatever this says",
-    "gradient_checkpointing": "renamed | `activation_checkpointing`, the name that transformers 5.23 does not warn about",
+    "gradient_checkpointing": "renamed | `activation_checkpointing`, which transformers 5.23 does not warn about",
     "bf16": "resolved | not set means: where the hardware has it",
     "dataloader_pin_memory": "off on a CPU | there is nothing to pin for",
 }
