@@ -103,3 +103,11 @@ def test_a_stream_cannot_be_scored_beforehand(tiny_llama, tiny_tokenizer, tmp_pa
     stream = Dataset.from_list(ROWS).to_iterable_dataset()
     with pytest.raises(InputError, match="precompute_ref_log_probs"):
         TunaTrainer(tiny_llama, args, train_dataset=stream, processing_class=tiny_tokenizer)
+
+
+def test_data_that_was_not_scored_beforehand_is_refused_not_compared_with_the_model_itself(
+    tiny_llama, tiny_tokenizer, tmp_path
+):
+    made = trainer(tiny_llama, tiny_tokenizer, tmp_path, precompute_ref_log_probs=True)
+    with pytest.raises(InputError, match="no column `ref_logps`"):
+        made.evaluate(Dataset.from_list(ROWS))

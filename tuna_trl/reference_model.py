@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from .errors import InputError
 from .scoring import evaluating, install, response_logps
 
 
@@ -28,7 +29,7 @@ class ReferenceModel:
 
     Args:
         model: the model about to be trained. A PEFT model is used with its adapter off; of another one a frozen copy
-            is made, unless `copied` is False (every batch will bring its own).
+            is made, unless `copied` is False: then every batch has to bring its own.
     """
 
     def __init__(self, model: nn.Module, *, copied: bool = True) -> None:
@@ -46,6 +47,11 @@ class ReferenceModel:
         """
         if COLUMN in batch:
             return batch[COLUMN]
+        if not self._adapter_off and self._copy is None:
+            raise InputError(
+                "The data has no column `ref_logps`, and with `precompute_ref_log_probs=True` no reference model is "
+                "kept: only the train and eval sets given to the constructor were scored. Give this one there too."
+            )
         judge = model if self._copy is None else self._copy
         if self._copy is not None and next(judge.parameters()).device != batch["input_ids"].device:
             judge.to(batch["input_ids"].device)
