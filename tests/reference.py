@@ -223,3 +223,43 @@ def lipo(logps, lengths, ranks, mask, *, ref_logps, beta=0.1, groups=None):
             total = total + gain * discount * torch.log(1 + torch.exp(-beta * (d[i] - d[j])))
         out.append(total)
     return out
+
+
+def visible_keys(groups, window=None):
+    """For each token of a packed row, the tokens that it sees: its prompt and its own response up to itself.
+
+    `groups`: a list of `(prompt length, [response lengths])`; the tokens stand in that order, prompt first. `window`:
+    the last so many positions, the token's own included.
+    """
+    tokens = []  # (instruction, response or None for the prompt, position)
+    for i, (prompt, responses) in enumerate(groups):
+        tokens += [(i, None, p) for p in range(prompt)]
+        for k, length in enumerate(responses):
+            tokens += [(i, k, prompt + p) for p in range(length)]
+    seen = []
+    for own_i, own_k, own_p in tokens:
+        seen.append(
+            [
+                t
+                for t, (i, k, p) in enumerate(tokens)
+                if i == own_i and (k is None or k == own_k) and p <= own_p and (window is None or own_p - p < window)
+            ]
+        )
+    return seen
+
+
+def attention(query, key, value, seen, *, scale, softcap=None, sinks=None):
+    """`(H, T, D)`: attention head by head and token by token over the keys of `seen`; grouped heads share keys."""
+    heads, shared = query.shape[0], query.shape[0] // key.shape[0]
+    out = []
+    for h in range(heads):
+        row = []
+        for t, keys in enumerate(seen):
+            scores = torch.stack([query[h, t] @ key[h // shared, j] * scale for j in keys])
+            if softcap is not None:
+                scores = softcap * torch.tanh(scores / softcap)
+            weights = torch.exp(scores)
+            total = weights.sum() + (0.0 if sinks is None else torch.exp(sinks[h]))
+            row.append(sum(w / total * value[h // shared, j] for w, j in zip(weights, keys, strict=True)))
+        out.append(torch.stack(row))
+    return torch.stack(out)

@@ -102,7 +102,9 @@ def test_masks_and_types_are_those_the_docstring_names():
         "scores": torch.float32,
         "rank_mask": torch.bool,
         "groups": torch.int64,
+        "prompt_lengths": torch.int64,
     }
+    assert batch.pop("prompt_lengths").tolist() == [7, 4, 5]
     assert all(tensor.shape[:2] == (3, 5) for tensor in batch.values())
 
 

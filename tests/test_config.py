@@ -197,7 +197,7 @@ def test_selective_checkpointing_is_refused_and_its_absence_taken_out(tmp_path):
     [
         ({"pair_reduction": "mean"}, "`pair_reduction` is 'mean', expected one of gap_mean, sum"),
         ({"mle_target": "bst"}, "`mle_target` is 'bst'.*Did you mean 'best'"),
-        ({"batch_layout": "packed"}, "`batch_layout` is 'packed', expected one of rows"),
+        ({"batch_layout": "packed"}, "`batch_layout` is 'packed', expected one of auto, shared_prompt, rows"),
         (
             {"excess_length_strategy": "cut"},
             "`excess_length_strategy` is 'cut', expected one of drop, truncate, raise",

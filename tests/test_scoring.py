@@ -104,7 +104,7 @@ def test_scores_follow_their_responses_through_a_permutation():
     install(model)
     batch = COLLATOR(rows)
     order, slots = torch.tensor([2, 0, 1]), torch.tensor([3, 1, 4, 0, 2])
-    moved = {name: value[order][:, slots] for name, value in batch.items()}
+    moved = {name: value[order] if value.dim() == 1 else value[order][:, slots] for name, value in batch.items()}
     result, other = response_logps(model, batch), response_logps(model, moved)
     for name in FIELDS:
         torch.testing.assert_close(getattr(other, name), getattr(result, name)[order][:, slots], rtol=1e-5, atol=1e-4)

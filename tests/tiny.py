@@ -108,6 +108,14 @@ FAMILIES = {
     "cohere": dict(logit_scale=0.25),
     "granite": dict(logits_scaling=4.0),
     "qwen3": dict(head_dim=8),
+    "gemma3_text": dict(
+        head_dim=8,
+        sliding_window=4,
+        query_pre_attn_scalar=8,
+        layer_types=["sliding_attention", "full_attention"],
+    ),
+    "mistral": dict(head_dim=8, sliding_window=4),
+    "gpt_oss": dict(head_dim=8, sliding_window=4, num_local_experts=4, num_experts_per_tok=2),
 }
 
 

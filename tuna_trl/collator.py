@@ -29,7 +29,8 @@ class RankedCollator:
         `input_ids`, `attention_mask`, `labels` (-100 = not trained): int64 `(B, N, L)`; `score_mask`: bool `(B, N,
         L)`, the tokens that s_k averages; `ranks`: int64 `(B, N)`, 1 = best, 0 = not ranked; `scores`: float32 `(B,
         N)`, NaN = none; `rank_mask`: bool `(B, N)`, slots with a ranked response; `groups`: int64 `(B, N)`, equal
-        for identical token sequences; `ref_logps`: float32 `(B, N)`, nats, where the rows have them.
+        for identical token sequences; `prompt_lengths`: int64 `(B,)`, tokens that all responses of a row begin with;
+        `ref_logps`: float32 `(B, N)`, nats, where the rows have them.
 
     >>> row = {"prompt_ids": [5, 6], "response_ids": [[7, 8], [9]], "response_labels": [[7, 8], [9]],
     ...        "score_lengths": [2, 1], "ranks": [1, 2], "scores": [0.5, 0.1]}
@@ -71,6 +72,7 @@ class RankedCollator:
             "scores": torch.full(shape[:2], torch.nan, dtype=torch.float32),
             "rank_mask": torch.zeros(shape[:2], dtype=torch.bool),
             "groups": torch.arange(shape[1]).repeat(shape[0], 1),
+            "prompt_lengths": torch.tensor([len(row["prompt_ids"]) for row in rows], dtype=torch.int64),
         }
         if "ref_logps" in rows[0]:
             batch["ref_logps"] = torch.zeros(shape[:2], dtype=torch.float32)

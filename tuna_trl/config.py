@@ -18,7 +18,7 @@ from .errors import InputError, did_you_mean
 from .losses.tuna import PAIR_REDUCTIONS
 
 
-BATCH_LAYOUTS = ("rows",)
+BATCH_LAYOUTS = ("auto", "shared_prompt", "rows")
 
 
 @dataclass
@@ -55,8 +55,11 @@ class TunaConfig(SFTConfig):
     > Parameters that control the batch
 
     Parameters:
-        batch_layout (`str`, *optional*, defaults to `"rows"`):
-            `"rows"`: one padded row a response, `(B, N, L)`. `per_device_train_batch_size` counts instructions.
+        batch_layout (`str`, *optional*, defaults to `"auto"`):
+            `"shared_prompt"`: the batch in one row without padding, every prompt once, its responses behind it; a
+            response sees the prompt and itself. Exact, and less work the longer the prompt. `"rows"`: one padded row a
+            response; works with every model. `"auto"` shares where the model can and else says why not.
+            `per_device_train_batch_size` counts instructions.
         max_responses (`int`, *optional*):
             Train on the best so many responses of each row. `None` = all.
         excess_length_strategy (`str`, *optional*):
@@ -96,8 +99,12 @@ class TunaConfig(SFTConfig):
         metadata={"help": "Score the data with the reference model once, before training (losses that need one)."},
     )
     batch_layout: str = field(
-        default="rows",
-        metadata={"help": "rows = one padded row a response.", "choices": list(BATCH_LAYOUTS)},
+        default="auto",
+        metadata={
+            "help": "shared_prompt = no padding, every prompt once; rows = one padded row a response; auto = "
+            "shared_prompt where the model can.",
+            "choices": list(BATCH_LAYOUTS),
+        },
     )
     max_responses: int | None = field(
         default=None, metadata={"help": "Train on the best so many responses of each row. None = all."}

@@ -30,9 +30,11 @@ class ReferenceModel:
     Args:
         model: the model about to be trained. A PEFT model is used with its adapter off; of another one a frozen copy
             is made, unless `copied` is False: then every batch has to bring its own.
+        layout: the batch layout that `model` was found able to ([`tuna_trl.layouts`]).
     """
 
-    def __init__(self, model: nn.Module, *, copied: bool = True) -> None:
+    def __init__(self, model: nn.Module, *, copied: bool = True, layout: str = "rows") -> None:
+        self._layout = layout
         self._adapter_off = hasattr(model, "disable_adapter")
         self._copy: nn.Module | None = None
         if not self._adapter_off and copied:
@@ -57,7 +59,7 @@ class ReferenceModel:
             judge.to(batch["input_ids"].device)
         switch = model.disable_adapter() if self._adapter_off else nullcontext()
         with torch.no_grad(), evaluating(judge), switch:
-            return response_logps(judge, batch).logps
+            return response_logps(judge, batch, layout=self._layout).logps
 
 
 def add_reference_logps(
@@ -66,15 +68,17 @@ def add_reference_logps(
     collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]],
     *,
     size: int,
+    layout: str = "rows",
 ) -> Dataset:
     """The tokenised dataset with a column `ref_logps`: per row one sum in nats a response, under `model` as it is.
 
     Args:
         collate: the collator that training uses.
         size: rows a forward.
+        layout: as in [`ReferenceModel`].
     """
     install(model)
-    reference = ReferenceModel(model, copied=False)
+    reference = ReferenceModel(model, copied=False, layout=layout)
     device = next(model.parameters()).device
 
     def score(rows: dict[str, list]) -> dict[str, list]:
@@ -85,7 +89,7 @@ def add_reference_logps(
             values = reference.logps(model, batch)
         else:
             with torch.no_grad(), evaluating(model):
-                values = response_logps(model, batch).logps
+                values = response_logps(model, batch, layout=layout).logps
         counts = [len(ids) for ids in rows["response_ids"]]
         return {COLUMN: [row[:n].tolist() for row, n in zip(values, counts, strict=True)]}
 

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .attention import check_followed, plan_arguments
 from .errors import InputError
 from .head import LogitTransform, _at_least_fp32, token_logps
+from .packing import pack
 
 
 @dataclass(frozen=True)
@@ -68,15 +70,23 @@ def _taught_forward(plain_forward: Callable, transform: LogitTransform, plain: b
         if tuna_targets is None:
             return self._tuna_forward(*args, **kwargs)
         kwargs["use_cache"] = False
-        select, targets = tuna_targets["select"], tuna_targets["targets"]
+        select, targets, plan = tuna_targets["select"], tuna_targets["targets"], tuna_targets.get("plan")
+        if plan is not None:
+            embedding = self.get_input_embeddings().weight
+            dtype = torch.get_autocast_dtype(embedding.device.type) if _autocast(embedding) else embedding.dtype
+            kwargs |= plan_arguments(self, plan, targets.device, dtype)
         if plain:
             hidden = self.base_model(*args, **kwargs).last_hidden_state
             hidden = hidden.reshape(-1, hidden.shape[-1])[select]
             # looked up at each call: PEFT and FSDP replace the head after this function is made
-            return {"logps": token_logps(hidden, targets, self.get_output_embeddings(), transform)}
-        logits = self._tuna_forward(*args, **kwargs).logits
-        logits = _at_least_fp32(logits.reshape(-1, logits.shape[-1])[select])
-        return {"logps": logits.gather(1, targets.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, 1)}
+            result = {"logps": token_logps(hidden, targets, self.get_output_embeddings(), transform)}
+        else:
+            logits = self._tuna_forward(*args, **kwargs).logits
+            logits = _at_least_fp32(logits.reshape(-1, logits.shape[-1])[select])
+            result = {"logps": logits.gather(1, targets.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, 1)}
+        if plan is not None:
+            check_followed(self, plan)
+        return result
 
     # generate() checks its keywords against this signature. `__wrapped__` must not be there: accelerate follows it to
     # the end when it takes off its mixed precision (utils/other.py, extract_model_from_parallel), and ours would go.
@@ -86,7 +96,9 @@ def _taught_forward(plain_forward: Callable, transform: LogitTransform, plain: b
     return forward
 
 
-def response_logps(model: nn.Module, batch: Mapping[str, Tensor], *, loss_type: str = "nll") -> ResponseScores:
+def response_logps(
+    model: nn.Module, batch: Mapping[str, Tensor], *, loss_type: str = "nll", layout: str = "rows"
+) -> ResponseScores:
     """Score every response of a batch in one forward of (wrapped) `model`; `install` must have been called on it.
 
     Args:
@@ -94,24 +106,30 @@ def response_logps(model: nn.Module, batch: Mapping[str, Tensor], *, loss_type: 
             [`RankedCollator`] makes them. Position 0 has no log-prob and never counts.
         loss_type: "nll", or "dft" (arXiv 2508.05629: each token's NLL weighed by its own probability, no gradient
             through the weight).
+        layout: what [`tuna_trl.layouts.choose_layout`] found: "rows" runs one padded row a response;
+            "shared_prompt" one row for the batch, without padding, every prompt once (needs `prompt_lengths` `(B,)`).
     """
     shape = batch["input_ids"].shape
     flat = {name: batch[name].reshape(-1, shape[-1]) for name in ("input_ids", "attention_mask")}
     score_mask = batch["score_mask"].reshape(-1, shape[-1])[:, 1:].bool()
     label_mask = batch["labels"].reshape(-1, shape[-1])[:, 1:] != -100
-    # ragged N: an empty slot costs nothing. One row always goes through, so that every rank runs a forward.
     used = flat["attention_mask"].any(1)
-    used[0] |= ~used.any()
     row, place = ((score_mask | label_mask) & used.unsqueeze(1)).nonzero(as_tuple=True)
-    compact = used.cumsum(0) - 1
-    output = model(
-        input_ids=flat["input_ids"][used],
-        attention_mask=_visible(flat["attention_mask"][used]),
-        tuna_targets={
-            "select": compact[row] * shape[-1] + place,
-            "targets": flat["input_ids"][row, place + 1],
-        },
-    )
+    targets = {"targets": flat["input_ids"][row, place + 1]}
+    if layout == "shared_prompt" and "prompt_lengths" in batch:
+        packed = pack(batch)
+        # a tensor of its own for the plan would be split by nn.DataParallel and moved by accelerate; an object is not
+        targets |= {"select": packed.place(row, place), "plan": packed.plan}
+        output = model(input_ids=packed.input_ids, position_ids=packed.position_ids, tuna_targets=targets)
+    else:
+        # ragged N: an empty slot costs nothing. One row always goes through, so that every rank runs a forward.
+        used[0] |= ~used.any()
+        targets["select"] = (used.cumsum(0) - 1)[row] * shape[-1] + place
+        output = model(
+            input_ids=flat["input_ids"][used],
+            attention_mask=_visible(flat["attention_mask"][used]),
+            tuna_targets=targets,
+        )
     logps = output["logps"]
     nll = -logps * logps.exp().detach() if loss_type == "dft" else -logps
     scored, labelled = score_mask[row, place], label_mask[row, place]
@@ -154,6 +172,7 @@ def score_rows(
     *,
     batch_size: int = 8,
     max_length: int | None = None,
+    batch_layout: str = "auto",
     show_progress: bool = False,
 ) -> list[list[dict[str, float | int | None]]]:
     """Log-probs of *given* responses under a local model, by teacher forcing, temperature 1, raw logits.
@@ -163,6 +182,7 @@ def score_rows(
         batch_size: rows in one forward.
         max_length: tokens a prompt with one response may have (None: the model's own limit); a longer response is
             not scored.
+        batch_layout: "auto", "shared_prompt" or "rows" ([`tuna_trl.layouts`]).
 
     Returns:
         for each row, in the order of its `responses`: `{"logprob": nats, "num_tokens": int}`, the end-of-turn token
@@ -170,9 +190,11 @@ def score_rows(
     """
     from .collator import RankedCollator
     from .data.tokenize import tokenize_row
+    from .layouts import choose_layout
     from .tokens import Template
 
     base = install(model)
+    layout = choose_layout(model, batch_layout)
     template = Template(tokenizer)
     limit = max_length or getattr(base.config.get_text_config(), "max_position_embeddings", None)
     tokenised = [tokenize_row(row, template) for row in rows]
@@ -194,7 +216,7 @@ def score_rows(
         for chosen in batches:
             batch = collator([_keep(tokenised[i], fitting[i]) for i in chosen])
             batch = {name: value.to(_device(model)) for name, value in batch.items()}
-            scores = response_logps(model, batch)
+            scores = response_logps(model, batch, layout=layout)
             for b, i in enumerate(chosen):
                 for place, k in enumerate(fitting[i]):
                     length = int(scores.lengths[b, place])
@@ -226,6 +248,10 @@ def _visible(attention_mask: Tensor) -> Tensor:
 
 def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
+
+
+def _autocast(tensor: Tensor) -> bool:
+    return torch.is_autocast_enabled(tensor.device.type)
 
 
 def _head_is_plain(model: nn.Module, transform: LogitTransform) -> bool:

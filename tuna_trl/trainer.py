@@ -25,6 +25,7 @@ from .callbacks import CollapseAlarm
 from .collator import RankedCollator
 from .data.prepare import TOKENISED_COLUMNS, Preparation, prepare_dataset
 from .errors import InputError
+from .layouts import argument_against, choose_layout
 from .losses import bind, needs_reference, takes
 from .losses.pairs import length_normalised
 from .reference_model import COLUMN as REF_LOGPS
@@ -113,6 +114,7 @@ class TunaTrainer(Trainer):
         model, tokenizer, added_tokens = settle_tokenizer(model, processing_class, args)
         model = wrap_with_adapter(model, peft_config, args, added_tokens)
         install(model)
+        self._layout = choose_layout(model, args.batch_layout, against=argument_against(args))
 
         self._template = Template(tokenizer, training_template(tokenizer, args))
         self._preparation = _preparation(args)
@@ -159,13 +161,13 @@ class TunaTrainer(Trainer):
                 f"`ranking_loss={self.args.ranking_loss!r}` needs a reference model, and a frozen copy of a sharded "
                 "model is not made. Use LoRA (`peft_config`), or `precompute_ref_log_probs=True`."
             )
-        return ReferenceModel(self.model, copied=not self.args.precompute_ref_log_probs)
+        return ReferenceModel(self.model, copied=not self.args.precompute_ref_log_probs, layout=self._layout)
 
     def _with_reference(self, dataset: Any) -> Any:
         if not isinstance(dataset, Dataset):
             raise InputError("`precompute_ref_log_probs` needs a Dataset; a streamed one cannot be scored beforehand.")
         size = self.args.per_device_eval_batch_size
-        return add_reference_logps(dataset, self.model, self.data_collator, size=size)
+        return add_reference_logps(dataset, self.model, self.data_collator, size=size, layout=self._layout)
 
     # ---- Data ----
 
@@ -225,7 +227,7 @@ class TunaTrainer(Trainer):
         """The loss of one micro-batch: its share of the accumulated batch's (`num_items_in_batch`, as counted by
         [`get_batch_samples`]), or its own mean where that is None. With `return_outputs`, also `{"scores", "ranks"}`,
         both `(B, N)`."""
-        result = response_logps(model, inputs, loss_type=self.args.loss_type)
+        result = response_logps(model, inputs, loss_type=self.args.loss_type, layout=self._layout)
         ranks, mask = inputs["ranks"], inputs["rank_mask"]
         extra = {"groups": inputs["groups"]} if takes(self._ranking_loss, "groups") else {}
         ref_logps = None
