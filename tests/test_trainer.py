@@ -98,11 +98,13 @@ def test_every_setting_of_the_loss_means_what_the_formula_says(fields, trainer_o
 
 
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointed"])
+@pytest.mark.parametrize("layout", ["rows", "shared_prompt"])
 @pytest.mark.parametrize("way", WAYS)
-def test_the_gradient_of_every_parameter_is_the_formulas(way, checkpointing, trainer_of):
+def test_the_gradient_of_every_parameter_is_the_formulas(way, layout, checkpointing, trainer_of):
     tied, lora = WAYS[way]
     rows = random_rows(V)
-    trainer = trainer_of(random_llama(V, tie_word_embeddings=tied), lora, activation_checkpointing=checkpointing)
+    fields = dict(activation_checkpointing=checkpointing, batch_layout=layout)
+    trainer = trainer_of(random_llama(V, tie_word_embeddings=tied), lora, **fields)
     model = trainer.model.train()
     if checkpointing:
         model.gradient_checkpointing_enable()  # what Trainer.train does
@@ -119,11 +121,12 @@ def test_the_gradient_of_every_parameter_is_the_formulas(way, checkpointing, tra
         assert gradient.abs().max() > 1e-4, name  # a gradient of nothing would pass above
 
 
+@pytest.mark.parametrize("layout", ["rows", "shared_prompt"])
 @pytest.mark.parametrize("way", WAYS)
-def test_in_float64_loss_and_gradient_equal_the_formula_to_1e_12(way, trainer_of):
+def test_in_float64_loss_and_gradient_equal_the_formula_to_1e_12(way, layout, trainer_of):
     tied, lora = WAYS[way]
     rows = random_rows(V)
-    trainer = trainer_of(random_model("phi-tied" if tied else "phi", V), lora)
+    trainer = trainer_of(random_model("phi-tied" if tied else "phi", V), lora, batch_layout=layout)
     model = trainer.model.double()
     loss = trainer.compute_loss(model, trainer.data_collator(rows))
     assert loss.dtype == torch.float64
@@ -138,7 +141,7 @@ def test_in_float64_loss_and_gradient_equal_the_formula_to_1e_12(way, trainer_of
         assert (found[name] - gradient).abs().max() <= 1e-12 * max(1.0, gradient.abs().max().item()), name
 
 
-@pytest.mark.parametrize("family", ["gemma2", "cohere", "granite", "qwen3", "unknown"])
+@pytest.mark.parametrize("family", ["gemma2", "gemma3_text", "mistral", "cohere", "granite", "qwen3", "unknown"])
 @pytest.mark.parametrize("adapter", [False, True], ids=["full", "LoRA"])
 def test_other_families_train_by_the_formula_too(family, adapter, trainer_of):
     rows = random_rows(V)

@@ -25,6 +25,7 @@ QUIET = dict(
     max_grad_norm=0.0,  # no clipping: a step of SGD is the gradient
     optim="sgd",
     learning_rate=0.1,
+    train_sampling_strategy="random",  # SFTTrainer's order
 )
 
 

@@ -12,14 +12,16 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import torch
+from datasets import Dataset
 from torch import Tensor, nn
 
 from .errors import InputError
+from .losses import needs_reference
 from .scoring import evaluating, install, response_logps
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset
+    from transformers import Trainer
 
 COLUMN = "ref_logps"
 
@@ -60,6 +62,40 @@ class ReferenceModel:
         switch = model.disable_adapter() if self._adapter_off else nullcontext()
         with torch.no_grad(), evaluating(judge), switch:
             return response_logps(judge, batch, layout=self._layout).logps
+
+
+def reference_of(trainer: Trainer, layout: str) -> ReferenceModel | None:
+    """The reference model of a trainer whose loss needs one, made before the first step, from its model as passed.
+
+    With `precompute_ref_log_probs`, the trainer's datasets get a column `ref_logps` instead.
+
+    Raises:
+        InputError: the data is streamed and cannot be scored beforehand, or the model is sharded and not copied.
+    """
+    args, model = trainer.args, trainer.model
+    if not needs_reference(args.ranking_loss):
+        return None
+    if args.precompute_ref_log_probs:
+
+        def scored(dataset: Any) -> Any:
+            if isinstance(dataset, dict):
+                return {name: scored(part) for name, part in dataset.items()}
+            if dataset is None:
+                return None
+            if not isinstance(dataset, Dataset):
+                raise InputError(
+                    "`precompute_ref_log_probs` needs a Dataset; a streamed one cannot be scored beforehand."
+                )
+            size = args.per_device_eval_batch_size
+            return add_reference_logps(dataset, model, trainer.data_collator, size=size, layout=layout)
+
+        trainer.train_dataset, trainer.eval_dataset = scored(trainer.train_dataset), scored(trainer.eval_dataset)
+    elif not hasattr(model, "disable_adapter") and (trainer.is_deepspeed_enabled or trainer.is_fsdp_enabled):
+        raise InputError(
+            f"`ranking_loss={args.ranking_loss!r}` needs a reference model, and a frozen copy of a sharded model is "
+            "not made. Use LoRA (`peft_config`), or `precompute_ref_log_probs=True`."
+        )
+    return ReferenceModel(model, copied=not args.precompute_ref_log_probs, layout=layout)
 
 
 def add_reference_logps(

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
+from torch.utils.data import RandomSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
@@ -24,12 +25,12 @@ from .batch_metrics import BatchSums
 from .callbacks import CollapseAlarm
 from .collator import RankedCollator
 from .data.prepare import TOKENISED_COLUMNS, Preparation, prepare_dataset
-from .errors import InputError
 from .layouts import argument_against, choose_layout
-from .losses import bind, needs_reference, takes
+from .losses import bind, takes
 from .losses.pairs import length_normalised
 from .reference_model import COLUMN as REF_LOGPS
-from .reference_model import ReferenceModel, add_reference_logps
+from .reference_model import reference_of
+from .sampler import GroupedByLength
 from .scoring import install, response_logps
 from .setup_arguments import (
     check_arguments,
@@ -142,32 +143,9 @@ class TunaTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
-        self._reference = self._make_reference()
+        self._reference = reference_of(self, self._layout)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
-
-    def _make_reference(self) -> ReferenceModel | None:
-        """The reference model of a loss that needs one; made before the first step, from the model as passed."""
-        if not needs_reference(self.args.ranking_loss):
-            return None
-        if self.args.precompute_ref_log_probs:
-            self.train_dataset = self._with_reference(self.train_dataset)
-            if isinstance(self.eval_dataset, dict):
-                self.eval_dataset = {name: self._with_reference(part) for name, part in self.eval_dataset.items()}
-            elif self.eval_dataset is not None:
-                self.eval_dataset = self._with_reference(self.eval_dataset)
-        elif not hasattr(self.model, "disable_adapter") and (self.is_deepspeed_enabled or self.is_fsdp_enabled):
-            raise InputError(
-                f"`ranking_loss={self.args.ranking_loss!r}` needs a reference model, and a frozen copy of a sharded "
-                "model is not made. Use LoRA (`peft_config`), or `precompute_ref_log_probs=True`."
-            )
-        return ReferenceModel(self.model, copied=not self.args.precompute_ref_log_probs, layout=self._layout)
-
-    def _with_reference(self, dataset: Any) -> Any:
-        if not isinstance(dataset, Dataset):
-            raise InputError("`precompute_ref_log_probs` needs a Dataset; a streamed one cannot be scored beforehand.")
-        size = self.args.per_device_eval_batch_size
-        return add_reference_logps(dataset, self.model, self.data_collator, size=size, layout=self._layout)
 
     # ---- Data ----
 
@@ -194,6 +172,17 @@ class TunaTrainer(Trainer):
         # By default every column that the model's forward does not name is dropped before the collator sees it.
         if self._signature_columns is None:
             self._signature_columns = [*TOKENISED_COLUMNS, REF_LOGPS, "input_ids", "labels"]
+
+    def _get_train_sampler(self, train_dataset=None):
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        name = self.args.length_column_name
+        if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Dataset):
+            return super()._get_train_sampler(train_dataset)
+        if name not in dataset.column_names:  # rows whose preparation was skipped
+            return RandomSampler(dataset)
+        step = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return GroupedByLength(dataset[name], step, seed)
 
     def get_batch_samples(self, epoch_iterator, num_batches, device):
         """The micro-batches of one optimiser step, and [instructions, likelihood tokens] of it over all processes."""
