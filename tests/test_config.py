@@ -195,6 +195,11 @@ def test_selective_checkpointing_is_refused_and_its_absence_taken_out(tmp_path):
 @pytest.mark.parametrize(
     "changes, message",
     [
+        (
+            {"metric_for_best_model": "eval_mean_token_accuracy"},
+            "`metric_for_best_model` is 'eval_mean_token_accuracy', which needs logits.*'eval_loss'",
+        ),
+        ({"metric_for_best_model": "eval_valid_entropy"}, "`metric_for_best_model` is 'eval_valid_entropy'"),
         ({"pair_reduction": "mean"}, "`pair_reduction` is 'mean', expected one of gap_mean, sum"),
         ({"mle_target": "bst"}, "`mle_target` is 'bst'.*Did you mean 'best'"),
         ({"batch_layout": "packed"}, "`batch_layout` is 'packed', expected one of auto, shared_prompt, rows"),

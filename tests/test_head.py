@@ -75,6 +75,7 @@ def compare(case, transform, *, rtol, atol=0.0, weights=None):
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr(tuna_trl.head, "CHUNK_BYTES", 4 * V * 16)
+    monkeypatch.setattr(tuna_trl.head, "KEPT_BYTES", 0)
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])
@@ -82,6 +83,25 @@ def _small_chunks(monkeypatch):
 @pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
 def test_value_and_gradient_equal_a_plain_log_softmax(transform, bias, frozen):
     compare(inputs(bias=bias, frozen=frozen), transform, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("transform", TRANSFORMS.values(), ids=TRANSFORMS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16], ids=str)
+def test_what_fits_the_budget_is_kept_and_gives_what_is_made_again(dtype, transform, bias, monkeypatch):
+    made_again, kept = inputs(dtype, bias=bias), inputs(dtype, bias=bias)
+    found = []
+    for case, budget in ((made_again, 0), (kept, T * V * 8)):
+        monkeypatch.setattr(tuna_trl.head, "KEPT_BYTES", budget)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, s=saved: s.append(t.numel()) or t, lambda t: t):
+            value = token_logps(case[0], case[1], case[2], transform)
+        assert (sum(saved) > T * V) == bool(budget)
+        (value * torch.linspace(-1, 1, T)).sum().backward()
+        found.append([value, case[0].grad, *(p.grad for p in case[2].parameters())])
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2**-5}[dtype]
+    for one, other in zip(*found, strict=True):
+        assert (one - other).abs().max() <= tolerance * other.abs().max()
 
 
 @pytest.mark.parametrize("frozen", [True, False], ids=["frozen", "trained"])

@@ -73,6 +73,7 @@ def test_a_conversation_and_a_text_have_exactly_one_bos():
     ):
         assert found[0] == bos and found.count(bos) == 1
     assert bos not in template.turn_end.tail
+    assert template.text_ids(tokenizer.bos_token + "the text") == template.text_ids("the text")
 
 
 def test_padding_is_the_pad_token_else_the_end_token_else_an_error():

@@ -176,6 +176,12 @@ class TunaConfig(SFTConfig):
                 f"`loss_type` is {self.loss_type!r}; it chooses the likelihood term, 'nll' or 'dft'. "
                 "The ranking loss is chosen by `ranking_loss`."
             )
+        metric = (self.metric_for_best_model or "").split("_", 1)[-1]
+        if metric.endswith(("mean_token_accuracy", "entropy")):
+            raise InputError(
+                f"`metric_for_best_model` is {self.metric_for_best_model!r}, which needs logits, and there are none. "
+                "Use 'eval_loss', 'eval_rank/accuracy', or what your `compute_metrics` returns."
+            )
         for name, reason in REFUSED_FIELDS.items():
             default = next(f for f in dataclasses.fields(self) if f.name == name).default
             value = getattr(self, name)

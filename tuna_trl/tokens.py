@@ -27,6 +27,10 @@ class TurnEnd:
     token: int | None = None
 
 
+class TemplateRefusal(InputError):
+    """A chat template does not take a conversation; whoever knows which row it was says so."""
+
+
 class Template:
     """A tokenizer with its chat template, asked in one place. The tokenizer is read, never changed.
 
@@ -71,11 +75,24 @@ class Template:
         self.require_chat()
         if self.chat_template:
             kwargs.setdefault("chat_template", self.chat_template)
-        return self.tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **kwargs)
+        from jinja2 import TemplateError
+
+        try:
+            return self.tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **kwargs)
+        except TemplateError as error:  # `raise_exception` in the template, or a message without what it reads
+            roles = ", ".join(str(message.get("role")) for message in messages)
+            raise TemplateRefusal(
+                f"the chat template of {self.tokenizer.name_or_path!r} refuses the conversation ({roles}): {error}. "
+                "Every message needs `role` and `content`; put a system prompt that is refused into the first user "
+                "message, let user and assistant alternate, or pass another template by `chat_template_path`."
+            ) from error
 
     def text_ids(self, text: str) -> list[int]:
-        """Token ids of plain text, with the special tokens (one BOS) that the tokenizer itself adds."""
-        return list(self.tokenizer(text=text)["input_ids"])
+        """Token ids of plain text, with the special tokens that the tokenizer itself adds: one BOS, also before a text
+        that begins with one (of which SFTTrainer makes two)."""
+        ids = list(self.tokenizer(text=text)["input_ids"])
+        bos = self.tokenizer.bos_token_id
+        return ids[1:] if bos is not None and ids[:2] == [bos, bos] else ids
 
     @cached_property
     def turn_end(self) -> TurnEnd:
@@ -84,8 +101,12 @@ class Template:
         kwargs = {"chat_template": self.chat_template} if self.chat_template else {}
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
-        _, found, tail_text = text.rpartition(_PROBE)
-        tail = tuple(self.tokenizer(tail_text, add_special_tokens=False)["input_ids"]) if found and tail_text else ()
+        head, found, tail_text = text.rpartition(_PROBE)
+        tail: tuple[int, ...] = ()
+        if found and tail_text:
+            # in its place: alone, SentencePiece (Llama 2, Mistral) puts a space in front of it
+            whole, words = (self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in (text, head + _PROBE))
+            tail = tuple(whole[common_prefix_length(whole, words) :])
         special = set(self.tokenizer.all_special_ids) | set(self.tokenizer.added_tokens_decoder)
         for i, token in enumerate(tail):
             if token in special:
