@@ -27,6 +27,7 @@ from training import random_rows, tokenised_row  # noqa: E402
 
 import tuna_trl.head  # noqa: E402
 from tuna_trl.collator import RankedCollator  # noqa: E402
+from tuna_trl.layouts import choose_layout  # noqa: E402
 from tuna_trl.losses import bind  # noqa: E402
 from tuna_trl.scoring import install, response_logps  # noqa: E402
 
@@ -99,10 +100,10 @@ def batch_of(which: str) -> list[list[dict]]:
     return [rows, [tokenised_row([5, 6], [[], []], [1, 2])]]
 
 
-def total(model, rows: list[dict], name: str):
+def total(model, rows: list[dict], name: str, batch_layout: str = "rows"):
     """(log-probs, loss) of one rank's rows, the loss summed over them."""
     batch = RankedCollator(pad_token_id=0, mle_target="all")(rows)
-    result = response_logps(model, batch)
+    result = response_logps(model, batch, layout=batch_layout)
     loss = bind(name, LOSSES[name], {})(result.logps, result.lengths, batch["ranks"], batch["rank_mask"])
     return result.logps.detach(), loss.sum() + result.nll.sum() / 10
 
@@ -130,15 +131,21 @@ def compare(
     steps: int = 2,
     output_dtype: str | None = None,
     extra_hook: bool = False,
+    batch_layout: str = "rows",
 ) -> dict[str, float]:
-    """Sharded against unsharded. FSDP averages gradients over ranks: the unsharded model's are of the mean."""
+    """Sharded in `batch_layout` against unsharded in padded rows.
+
+    FSDP averages gradients over ranks: the unsharded model's are of the mean.
+    """
     one, two = (model_of(family, frozen=frozen, lora=lora) for _ in range(2))
     install(one)
     if installed == "before":
         install(two)
+        assert choose_layout(two, batch_layout) == batch_layout
     policy = MixedPrecisionPolicy(output_dtype=getattr(torch, output_dtype)) if output_dtype else None
     shard(two, layout, reshard=reshard, policy=policy)
     if installed == "after":
+        assert choose_layout(two, batch_layout) == batch_layout  # sharded: taken at its word, watched at each step
         install(two)
     if extra_hook:
         two.get_output_embeddings().register_forward_hook(lambda module, args, output: output + 1)
@@ -147,7 +154,7 @@ def compare(
     for _ in range(steps):  # gradients of the second come on top: what a step leaves behind must not change the next
         expected = [total(one, rows, loss) for rows in ranks]
         (sum(value for _, value in expected) / len(ranks)).backward()
-        logps, value = total(two, ranks[dist.get_rank()], loss)
+        logps, value = total(two, ranks[dist.get_rank()], loss, batch_layout)
         value.backward()
         mine = expected[dist.get_rank()]
         worst["logps"] = max(worst["logps"], relative(logps, mine[0]))
@@ -157,7 +164,7 @@ def compare(
     worst["gradient"] = max(relative(found[name], wanted[name]) for name in wanted)
     with torch.no_grad():
         for _ in range(2):
-            logps, _ = total(two, ranks[dist.get_rank()], loss)
+            logps, _ = total(two, ranks[dist.get_rank()], loss, batch_layout)
             worst["logps"] = max(worst["logps"], relative(logps, mine[0]))
     return worst
 

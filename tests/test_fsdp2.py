@@ -56,6 +56,21 @@ AGREE = {
         ),
         *crossed(family=["llama"], layout=["root", "accelerate"], batches=["same"]),
     ],
+    "shared prompts": [
+        *crossed(
+            family=["llama", "gemma2", "qwen3", "mistral"],
+            layout=["root", "accelerate"],
+            batches=["other"],
+            batch_layout=["shared_prompt"],
+        ),
+        *crossed(
+            family=["llama"],
+            layout=["root", "own"],
+            batches=["other", "empty"],
+            batch_layout=["shared_prompt"],
+            installed=["before", "after"],
+        ),
+    ],
     # one rank works through five chunks, the other through one, or has no token at all: called a chunk at a time, the
     # head would be gathered five times here and once there, and the ranks would wait for each other for ever
     "a head sharded by itself is gathered as often on every rank": [

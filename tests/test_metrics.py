@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import kendalltau
 
-from tuna_trl.metrics import kendall_tau, mean_margin, pair_signs, rank_accuracy
+from tuna_trl.batch_metrics import BatchSums
+from tuna_trl.metrics import GAPS, kendall_tau, margins_by_gap, mean_margin, pair_signs, rank_accuracy
 
 
 settings.register_profile("tuna", deadline=None, max_examples=50)  # torch's first call is slow
@@ -138,3 +140,86 @@ def test_signs_are_minus_one_nought_or_one_whatever_the_slots_hold():
     assert set(by_rank.unique().tolist()) <= {-1, 0, 1}
     assert valid.nonzero().tolist() == [[0, 0, 1]]
     assert (by_score[valid].item(), by_rank[valid].item()) == (-1.0, -1)
+
+
+# ---- Margins by rank gap ----
+
+
+def gap_sums(rows, gaps):
+    """The oracle: gap -> [sum of s(better) - s(worse), pairs], over all rows, by loops."""
+    found = {g: [0.0, 0] for g in range(1, gaps + 1)}
+    for scores, ranks, mask in rows:
+        used = [(s, r) for s, r, m in zip(scores, ranks, mask, strict=True) if m]
+        place = [1 + sum(other < r for _, other in used) for _, r in used]  # 1, 2, 2, 4
+        for (a, _), rank_a in zip(used, place, strict=True):
+            for (b, _), rank_b in zip(used, place, strict=True):
+                if rank_a < rank_b:
+                    entry = found[min(rank_b - rank_a, gaps)]
+                    entry[0] += a - b
+                    entry[1] += 1
+    return found
+
+
+@given(rows=st.lists(ranked_rows, min_size=1, max_size=4), gaps=st.integers(1, 7), padding=st.integers(0, 3))
+def test_margins_by_gap_are_the_sums_of_the_loops(rows, gaps, padding):
+    expected = gap_sums(rows, gaps)
+    width = max(len(scores) for scores, _, _ in rows) + padding
+    sums, counts = margins_by_gap(*tensors(*rows, width=width), gaps)
+    assert sums.shape == counts.shape == (gaps,)
+    assert sums.tolist() == [expected[g][0] for g in expected]  # halves: exact
+    assert counts.tolist() == [expected[g][1] for g in expected]
+
+
+@given(row=ranked_rows)
+def test_the_gaps_together_are_all_the_untied_pairs(row):
+    sums, counts = margins_by_gap(*tensors(row))
+    pairs = untied_pairs(*row)
+    assert counts.sum().item() == len(pairs)
+    assert sums.sum().item() == sum(a - b for a, b in pairs)
+
+
+def test_a_response_that_dropped_out_widens_no_gap():
+    sums, counts = margins_by_gap(*tensors(([5.0, 9.0, 2.0], [1, 2, 3], [True, False, True])))
+    assert counts.tolist() == [1.0, 0.0, 0.0, 0.0] and sums.tolist() == [3.0, 0.0, 0.0, 0.0]
+
+
+def test_an_empty_slot_shows_in_no_gap_and_low_precision_counts_exactly():
+    scores = torch.tensor([[3.0, 1.0, math.nan, math.inf]], dtype=torch.bfloat16)
+    sums, counts = margins_by_gap(scores, torch.tensor([[1, 2, 1, 2]]), torch.tensor([[True, True, False, False]]))
+    assert sums.tolist() == [2.0, 0.0, 0.0, 0.0] and counts.dtype == torch.float32
+    n = 37
+    mask = torch.ones(1, n, dtype=torch.bool)
+    _, counts = margins_by_gap(scores.new_zeros(1, n), torch.arange(1, n + 1).unsqueeze(0), mask)
+    assert counts.tolist() == [36.0, 35.0, 34.0, 666.0 - 105.0]
+
+
+class OneProcess:
+    """What `BatchSums.reduce` asks of accelerate; counts the collectives."""
+
+    device = torch.device("cpu")
+
+    def __init__(self):
+        self.gathers = 0
+
+    def gather(self, tensor):
+        self.gathers += 1
+        return tensor
+
+
+@given(rows=st.lists(ranked_rows, min_size=1, max_size=4), data=st.data())
+@settings(max_examples=25)
+def test_a_gap_is_logged_as_its_mean_over_pairs_and_left_out_without_one(rows, data):
+    weights = [data.draw(st.sampled_from([0.0, 1.0])) for _ in rows]
+    expected = gap_sums([row for row, weight in zip(rows, weights, strict=True) if weight], GAPS)
+    sums, accelerator = BatchSums(), OneProcess()
+    for row, weight in zip(rows, weights, strict=True):  # one micro-batch a row
+        scores, ranks, mask = tensors(row, dtype=torch.float32)
+        ranks = torch.where(mask, ranks, 0)
+        batch = {"ranks": ranks, "rank_mask": mask, "attention_mask": torch.ones(1, scores.shape[1], 3)}
+        result = SimpleNamespace(nll_tokens=torch.ones_like(ranks))
+        sums.add(torch.zeros(1), torch.zeros(()), result, scores, batch, torch.tensor([weight]))
+    metrics = sums.reduce(accelerator)
+    assert accelerator.gathers == 1
+    for g, (total, pairs) in expected.items():
+        name = f"rank/margin_gap{g}" + ("plus" if g == GAPS else "")
+        assert metrics.get(name) == (pytest.approx(total / pairs) if pairs else None), name

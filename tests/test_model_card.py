@@ -7,8 +7,10 @@ import yaml
 from datasets import Dataset
 from huggingface_hub import ModelCard
 from peft import LoraConfig
+from ranked_rows import dataset_of, simple_row
 from tiny import chatml_tokenizer, random_llama
 from training import config, ranked_dataset
+from transformers import BitsAndBytesConfig
 
 from tuna_trl import TunaTrainer
 
@@ -105,3 +107,79 @@ def test_the_card_of_rows_that_skipped_preparation_is_written_too(trainer_of, tm
     trainer.train_dataset = trainer.train_dataset.remove_columns("length")
     trainer.create_model_card()
     assert "| instructions | 1 |" in card(tmp_path)[1]
+
+
+def test_it_says_how_many_rows_have_how_many_responses_and_who_ranked_them(trainer_of, tmp_path):
+    rows = [simple_row(i, n=2 + i % 3) for i in range(7)]
+    rows += [simple_row(8, ranking_method="teacher_logprob", ranker="a|<b>`c`\n| x |", status="partial")]
+    trainer_of(train=dataset_of(rows)).create_model_card()
+    text = card(tmp_path)[1]
+    table = text.split("| responses an instruction | instructions |")[1].split("\n\n")[0]
+    counts = [len(row["responses"]) for row in rows]
+    assert [tuple(map(int, line.strip("| ").split(" | "))) for line in table.splitlines()[2:]] == [
+        (n, counts.count(n)) for n in sorted(set(counts))
+    ]
+    assert "| ranked: `judge` by `a-judge` | 7 instructions |" in text
+    assert "| ranked: `teacher_logprob` by ``a\\|<b>`c` \\| x \\|`` | 1 instructions |" in text
+    assert "\n| x |" not in text  # a name of a ranker is no row of our table
+
+
+def test_ties_are_counted_among_the_responses_that_train(trainer_of, tmp_path):
+    rows = [
+        {"prompt": "q", "responses": [{"content": "a", "rank": 1}, {"content": "b", "rank": 1}]},
+        {"prompt": "p", "responses": [{"content": c, "rank": r} for c, r in (("a", 1), ("b", 2), ("c", None))]},
+    ]
+    trainer_of(train=Dataset.from_list(rows)).create_model_card()
+    text = card(tmp_path)[1]
+    assert "| with ties | 1 instructions |" in text and "| responses | 4 (2 an instruction) |" in text
+    assert "ranked:" not in text  # the rows do not say by whom
+
+
+def test_nought_is_a_setting_and_what_is_not_set_is_left_out(trainer_of, tmp_path):
+    trainer = trainer_of(margin=0.0, mle_weight=0.0, gradient_accumulation_steps=3, max_steps=2)
+    trainer.train()
+    trainer.create_model_card()
+    text = card(tmp_path)[1]
+    assert "| `margin` | 0.0 |" in text and "| `mle_weight` | 0.0 |" in text
+    assert "| optimiser steps | 2 |" in text and "| instructions a step | 24 |" in text
+    assert "`loss_kwargs`" not in text and "| None |" not in text and "| False |" not in text
+
+
+def test_margins_by_gap_and_the_eval_losses_are_among_the_metrics(trainer_of, tmp_path):
+    trainer = trainer_of(max_steps=1, eval_strategy="steps", eval_steps=1)
+    trainer.train()
+    trainer.create_model_card()
+    metrics = card(tmp_path)[1].split("## Metrics")[1].split("## Versions")[0]
+    for name in ("loss", "eval_held_loss", "rank/margin_gap1", "rank/margin_gap3", "eval_held_rank/margin_gap2"):
+        assert f"| `{name}` | " in metrics, name
+    assert "train_loss" not in metrics  # the mean over the run, not where it ended
+
+
+def test_an_adapter_on_a_quantised_base_is_described(tmp_path):
+    folder = tmp_path / "base"
+    random_llama(len(TOKENIZER)).save_pretrained(folder)
+    TunaTrainer(
+        str(folder),
+        config(tmp_path / "my-run"),
+        train_dataset=ranked_dataset(2),
+        processing_class=TOKENIZER,
+        peft_config=LoraConfig(r=4, target_modules=["v_proj", "q_proj"], use_dora=True, lora_dropout=0.0),
+        quantization_config=BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4"),
+    ).create_model_card()
+    text = card(tmp_path)[1]
+    assert "| `type` | LORA |" in text and "| `r` | 4 |" in text and "| `use_dora` | True |" in text
+    assert "| `target_modules` | q_proj, v_proj |" in text and "| `bnb_4bit_quant_type` | nf4 |" in text
+    assert "- bitsandbytes: " in text and str(tmp_path) not in text
+
+
+def test_a_table_of_the_card_has_no_gap_in_it(trainer_of, tmp_path):
+    trainer = trainer_of(max_steps=1, peft_config=LoraConfig(target_modules=["q_proj"]))
+    trainer.train()
+    trainer.create_model_card()
+    from markdown_it import MarkdownIt
+
+    text = card(tmp_path)[1].split("---", 2)[2]
+    tokens = MarkdownIt("commonmark").enable("table").parse(text)
+    stray = [t.content for t in tokens if t.type == "inline" and t.content.startswith("|")]
+    assert stray == []  # every row of every table belongs to a table
+    assert sum(t.type == "table_open" for t in tokens) == 5  # data, sizes, training, adapter, metrics

@@ -275,3 +275,14 @@ def test_a_row_of_one_response_has_no_ranking_loss(trainer_of):
     loss = trainer.compute_loss(trainer.model, trainer.data_collator([row]))
     logps = reference.sequence_logps(random_llama(V), [5, 6, 7, 8, 9, 10], [3, 4, 5])
     torch.testing.assert_close(loss, -sum(logps) / 3)
+
+
+def test_a_loss_that_sums_over_the_batch_itself_is_named(trainer_of):
+    def summed(logps, lengths, ranks, mask, **kwargs):
+        return logps.sum()
+
+    trainer = trainer_of(random_llama(V), ranking_loss=summed)
+    with pytest.raises(
+        TypeError, match=r"`ranking_loss` returned the shape \(\), expected one loss an instruct.*\(3,\)"
+    ):
+        trainer.compute_loss(trainer.model, trainer.data_collator(random_rows(V)))

@@ -22,18 +22,22 @@ def wrap_with_adapter(
     """`model` with a fresh adapter, or as it is when `peft_config` is None; then made ready for training.
 
     As TRL's trainers: input gradients for activation checkpointing (transformers#42489), adapter weights of a 4- or
-    8-bit base in bf16 (QLoRA, arXiv 2305.14314 §3) but for DoRA magnitudes, whose updates bf16 would swallow.
+    8-bit base in bf16 (QLoRA, arXiv 2305.14314 §3) but for DoRA magnitudes, whose updates bf16 would swallow; under
+    DeepSpeed ZeRO-3 adapter weights in the base's dtype (trl#6089) and reentrant checkpointing (trl#2514).
 
     Args:
+        args: the trainer's own copy; ZeRO-3 sets `use_reentrant` of its `activation_checkpointing_kwargs`.
         peft_config: not changed (peft writes the base model's name and the chosen modules into its copy).
         added_tokens: ids that a cloned chat template added to the vocabulary; their embeddings are trained.
 
     Raises:
         TypeError: `peft_config` is no `PeftConfig`.
-        InputError: `model` has an adapter already, one that no ranking can be trained with, or nothing to train.
+        InputError: `model` has an adapter already, one that no ranking can be trained with, or nothing to train; or
+            `activation_offloading` is asked for on a CPU.
     """
     from peft import PeftConfig, PeftModel, get_peft_model
 
+    _check_offloading(args)
     if peft_config is not None:
         if not isinstance(peft_config, PeftConfig):
             raise TypeError(
@@ -46,10 +50,15 @@ def wrap_with_adapter(
             )
         peft_config = _with_tokens(copy.deepcopy(peft_config), added_tokens)
         _refuse_virtual_tokens(peft_config, "peft_config")
-        model = get_peft_model(model, peft_config)
+        # ZeRO-3 gathers parameters into buffers of the first one's dtype: float32 adapters in a bf16 model would stop
+        # at the first step with a TypeError (DeepSpeed#8072; peft cannot do this for a quantised base)
+        upcast = _is_quantised(model) or not _is_zero3(args)
+        model = get_peft_model(model, peft_config, autocast_adapter_dtype=upcast)
     if isinstance(model, PeftModel):
         _refuse_virtual_tokens(model.active_peft_config, "model")
         if args.activation_checkpointing:
+            if _is_zero3(args):
+                _checkpoint_reentrantly(args)
             model.enable_input_require_grads()
         if _is_quantised(model):
             import torch
@@ -82,6 +91,33 @@ def _refuse_virtual_tokens(peft_config: Any, argument: str) -> None:
             f"`{argument}`: {type(peft_config).__name__} puts virtual tokens in front of every sequence, and the "
             "scored positions would shift. Use LoRA or another adapter that changes weights."
         )
+
+
+def _check_offloading(args: TrainingArguments) -> None:
+    if getattr(args, "activation_offloading", False) and args.device.type == "cpu":
+        raise InputError(
+            "`activation_offloading` = True moves activations from an accelerator's memory to the computer's, and "
+            "there is no accelerator here. Leave it out; `activation_checkpointing` saves memory on a CPU too."
+        )
+
+
+def _is_zero3(args: TrainingArguments) -> bool:
+    plugin = getattr(args, "deepspeed_plugin", None)
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def _checkpoint_reentrantly(args: TrainingArguments) -> None:
+    """Adapters under ZeRO-3 need it, until DeepSpeed#8130 is released: parameters that are gathered again do not look
+    as they did to non-reentrant checkpointing."""
+    kwargs = args.activation_checkpointing_kwargs or {}
+    if kwargs.get("use_reentrant") is False:
+        from transformers.utils import logging
+
+        logging.get_logger(__name__).warning(
+            "`activation_checkpointing_kwargs` has use_reentrant=False, which an adapter under DeepSpeed ZeRO-3 "
+            "cannot train with; True is used."
+        )
+    args.activation_checkpointing_kwargs = {**kwargs, "use_reentrant": True}
 
 
 def _is_quantised(model: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .metrics import kendall_tau, mean_margin, rank_accuracy
+from .metrics import GAPS, kendall_tau, margins_by_gap, mean_margin, rank_accuracy
 from .scoring import ResponseScores
 
 
@@ -23,6 +23,8 @@ _FIELDS = (
     "scored_rows",  # rows with a ranked response
     "best",
     "worst",
+    *(f"margin_gap{g}" for g in range(1, GAPS + 1)),
+    *(f"pairs_gap{g}" for g in range(1, GAPS + 1)),
     "tokens",  # the last: see `take_tokens`
 )
 
@@ -57,6 +59,7 @@ class BatchSums:
             best = torch.where(mask, ranks, torch.iinfo(ranks.dtype).max).argmin(1, keepdim=True)
             worst = torch.where(mask, ranks, -1).argmax(1, keepdim=True)
             zero = torch.zeros_like(accuracy)
+            gap_sums, gap_counts = margins_by_gap(scores, ranks, mask)
             tokens = (batch["attention_mask"].sum((1, 2)) * weights).sum()
             values = [
                 weights.sum(),
@@ -70,6 +73,8 @@ class BatchSums:
                 usable.sum(),
                 torch.where(usable, scores.gather(1, best).squeeze(1), zero).sum(),
                 torch.where(usable, scores.gather(1, worst).squeeze(1), zero).sum(),
+                *gap_sums,
+                *gap_counts,
                 tokens,
             ]
             sums = torch.stack([value.to(dtype=torch.float32, device=scores.device) for value in values])
@@ -77,7 +82,11 @@ class BatchSums:
         self.count += 1
 
     def reduce(self, accelerator: Any) -> dict[str, float]:
-        """The metrics over all processes: one gather. A metric of no rows (accuracy in SFT data) is left out."""
+        """The metrics over all processes: one gather. A metric of no rows (accuracy in SFT data) is left out.
+
+        `rank/margin_gap<g>` is the mean over the pairs of rank gap g, of all rows; the last one is of its gap and all
+        wider ones (`rank/margin_gap4plus`).
+        """
         if self._sums is None:
             self._sums = torch.zeros(len(_FIELDS), device=accelerator.device)
         total = accelerator.gather(self._sums).reshape(-1, len(_FIELDS)).double().sum(0)
@@ -87,6 +96,9 @@ class BatchSums:
             metrics["rank/accuracy"] = value["accuracy"] / value["ranked_rows"]
             metrics["rank/kendall_tau"] = value["tau"] / value["ranked_rows"]
             metrics["rank/margin"] = value["margin"] / value["ranked_rows"]
+        for g in range(1, GAPS + 1):
+            if pairs := value[f"pairs_gap{g}"]:
+                metrics[f"rank/margin_gap{g}{'plus' if g == GAPS else ''}"] = value[f"margin_gap{g}"] / pairs
         if value["ranked_rows"] or value["rank_loss"]:  # a user's loss may have one for rows without a pair
             metrics["loss/rank"] = value["rank_loss"] / max(value["instructions"], 1)
         if value["nll_tokens"]:

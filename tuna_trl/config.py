@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
 import warnings
@@ -133,6 +134,23 @@ class TunaConfig(SFTConfig):
             self.greater_is_better = False
         super().__post_init__()
         self._check()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What transformers pickles beside the weights and pushes: no token, a callable loss by its name."""
+        state = {**self.__dict__, "hub_token": None}
+        if callable(state["ranking_loss"]):
+            state["ranking_loss"] = self.to_dict()["ranking_loss"]
+        return state
+
+    def __copy__(self) -> TunaConfig:
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        return new
+
+    def __deepcopy__(self, memo: dict) -> TunaConfig:
+        new = object.__new__(type(self))
+        new.__dict__.update(copy.deepcopy(self.__dict__, memo))
+        return new
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, for logs and JSON: a loss that is a callable becomes its name."""

@@ -1,4 +1,5 @@
-"""Rank metrics of one batch: accuracy, Kendall's tau-b, margins. Pure functions of `(B, N)` tensors, one value a row.
+"""Rank metrics of one batch: accuracy, Kendall's tau-b, margins. Pure functions of `(B, N)` tensors, one value a row;
+the margins by rank gap are sums over the batch.
 
 A row with no untied pair has no metric: it comes out as NaN, and the caller leaves it out and counts it. The trainer
 packs sums and counts into one vector, so that a step costs one collective.
@@ -8,6 +9,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+from .losses.pairs import better_pairs, competition_ranks
+
+
+GAPS = 4  # rank gaps told apart: 1, 2, 3, and 4 or more (the paper's four responses have gaps 1 to 3)
 
 
 def pair_signs(scores: Tensor, ranks: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -78,3 +84,28 @@ def mean_margin(scores: Tensor, ranks: Tensor, mask: Tensor) -> Tensor:
     difference = (scores.unsqueeze(2) - scores.unsqueeze(1)) * by_rank
     count = untied.sum((1, 2))
     return torch.where(untied, difference, 0.0).sum((1, 2)) / torch.where(count > 0, count, torch.nan)
+
+
+def margins_by_gap(scores: Tensor, ranks: Tensor, mask: Tensor, gaps: int = GAPS) -> tuple[Tensor, Tensor]:
+    """The margins of a batch by rank gap: of all pairs with `r_j - r_i = g`, the sum of `s_i - s_j` and how many.
+
+    The ranks are those that the losses use: competition ranks among the responses that count, so that a response that
+    dropped out widens no gap. A model that has learnt a ranking has margins that grow with the gap; Tuna's hinge asks
+    for `margin * g`.
+
+    Args:
+        scores, ranks, mask: as in [`pair_signs`].
+        gaps: how many gaps are told apart; the last one takes every wider gap too.
+
+    Returns:
+        sums, counts: `(gaps,)` over all rows, element g - 1 = gap g; the sums in the units of the scores (nats a
+        token), float32 at least, the counts in the same dtype. A gap without a pair has sum 0 and count 0.
+    """
+    scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    compact = competition_ranks(ranks, mask)
+    gap = (compact.unsqueeze(1) - compact.unsqueeze(2)).clamp(max=gaps)  # [b, i, j] = r_j - r_i
+    # no boolean index: how many pairs there are would have to come back from the device
+    wanted = torch.arange(1, gaps + 1, device=gap.device).view(-1, 1, 1, 1)
+    chosen = better_pairs(compact, mask) & (gap == wanted)
+    difference = scores.unsqueeze(2) - scores.unsqueeze(1)
+    return torch.where(chosen, difference, 0.0).sum((1, 2, 3)), chosen.sum((1, 2, 3)).to(difference.dtype)

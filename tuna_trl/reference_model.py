@@ -76,6 +76,12 @@ def reference_of(trainer: Trainer, layout: str) -> ReferenceModel | None:
     if not needs_reference(args.ranking_loss):
         return None
     if args.precompute_ref_log_probs:
+        if _weights_are_elsewhere(trainer):
+            raise InputError(
+                "`precompute_ref_log_probs` needs the whole model in every process, and DeepSpeed ZeRO-3 or FSDP's "
+                "`cpu_ram_efficient_loading` leaves parts of it to others. Use LoRA (`peft_config`) without it, score "
+                "the data in one process beforehand, or use ZeRO-2 or DDP."
+            )
 
         def scored(dataset: Any) -> Any:
             if isinstance(dataset, dict):
@@ -96,6 +102,12 @@ def reference_of(trainer: Trainer, layout: str) -> ReferenceModel | None:
             "not made. Use LoRA (`peft_config`), or `precompute_ref_log_probs=True`."
         )
     return ReferenceModel(model, copied=not args.precompute_ref_log_probs, layout=layout)
+
+
+def _weights_are_elsewhere(trainer: Trainer) -> bool:
+    if trainer.is_fsdp_enabled:
+        return bool(trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading)
+    return any(hasattr(parameter, "ds_id") for parameter in trainer.model.parameters())
 
 
 def add_reference_logps(

@@ -131,6 +131,11 @@ def response_logps(
             tuna_targets=targets,
         )
     logps = output["logps"]
+    if logps.dtype not in (torch.float32, torch.float64):
+        raise InputError(
+            f"The wrapper around the model rounds its log-probabilities to {logps.dtype}, and a loss compares them to "
+            "hundredths. With FSDP2 use MixedPrecisionPolicy(output_dtype=None)."
+        )
     nll = -logps * logps.exp().detach() if loss_type == "dft" else -logps
     scored, labelled = score_mask[row, place], label_mask[row, place]
 
@@ -270,6 +275,8 @@ def _head_is_plain(model: nn.Module, transform: LogitTransform) -> bool:
         own = _at_least_fp32(model(input_ids=ids, use_cache=False).logits)
         hidden = model.base_model(input_ids=ids, use_cache=False).last_hidden_state
         ours = transform(_at_least_fp32(model.get_output_embeddings()(hidden)))
+    if not own.isfinite().all():  # weights that another process loads: every process has to take the same way
+        return True
     scale = own.abs().max().clamp(min=1e-6)
     plain = own.shape == ours.shape and bool(((own - ours).abs().max() / scale) < 1e-2)
     if not plain:

@@ -15,33 +15,11 @@ from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import logging
 
 from .config import TunaConfig, upgrade_config
-from .data.prepare import TOKENISED_COLUMNS
-from .errors import InputError
+from .errors import InputError, did_you_mean
 from .loading import load_model, load_tokenizer
 
 
 logger = logging.get_logger(__name__)
-
-
-def check_arguments(
-    compute_loss_func: Any, preprocess_logits_for_metrics: Any, formatting_func: Any, args: Any
-) -> None:
-    """Refuse what a ranking loss cannot honour, and what contradicts itself."""
-    if compute_loss_func is not None:
-        raise InputError(
-            "`compute_loss_func` is not supported: it is given logits, which are never built here. Pass your loss as "
-            "`TunaConfig(ranking_loss=...)`, a callable with the signature of `tuna_trl.losses`."
-        )
-    if preprocess_logits_for_metrics is not None:
-        raise InputError(
-            "`preprocess_logits_for_metrics` is not supported: there are no logits. `compute_metrics` gets the scores "
-            "and ranks of each row, both (rows, N)."
-        )
-    if formatting_func is not None and getattr(args, "completion_only_loss", None):
-        raise InputError(
-            "`formatting_func` makes one text of a row, so `completion_only_loss=True` finds no completion in it. "
-            "Leave one of the two out, or map the rows to `prompt` and `completion` yourself."
-        )
 
 
 def copied_config(args: TrainingArguments | None, model: Any, train_dataset: Any) -> TunaConfig:
@@ -50,6 +28,7 @@ def copied_config(args: TrainingArguments | None, model: Any, train_dataset: Any
 
     name = model if isinstance(model, str) else getattr(getattr(model, "config", None), "_name_or_path", "") or "model"
     config = copy.copy(upgrade_config(args, f"{Path(name).name}-Tuna"))
+    _check_dicts(config)
     if config.device.type == "cpu":
         config.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns at every loader
     if isinstance(train_dataset, IterableDataset):
@@ -59,41 +38,16 @@ def copied_config(args: TrainingArguments | None, model: Any, train_dataset: Any
     return config
 
 
-def check_datasets(args: TunaConfig, train_dataset: Any) -> None:
-    """Refuse what is no dataset, and parallelism that would train something else than asked."""
-    from datasets import Dataset, IterableDataset
-
-    if train_dataset is None:
-        raise InputError("`train_dataset` is required.")
-    if not isinstance(train_dataset, (Dataset, IterableDataset)):
-        hint = ""
-        if isinstance(train_dataset, dict):
-            hint = f" Pass one split: train_dataset[{next(iter(train_dataset), 'train')!r}]."
-        elif isinstance(train_dataset, list):
-            hint = " Pass Dataset.from_list(rows)."
-        raise TypeError(
-            f"`train_dataset` must be a datasets.Dataset or IterableDataset, got {type(train_dataset).__name__}.{hint}"
+def _check_dicts(args: TunaConfig) -> None:
+    for name in ("model_init_kwargs", "dataset_kwargs"):
+        value = getattr(args, name)
+        if value is not None and not isinstance(value, dict):
+            raise InputError(f"`{name}` is {value!r:.60}; give a dict, or JSON of one on the command line.")
+    for key in set(args.dataset_kwargs or ()) - {"skip_prepare_dataset"}:
+        logger.warning(
+            f"`dataset_kwargs` has {key!r}, which is ignored as by TRL; the only key is 'skip_prepare_dataset'."
+            f"{did_you_mean(key, ['skip_prepare_dataset'])}"
         )
-    if args.n_gpu > 1:
-        raise InputError(
-            f"{args.n_gpu} GPUs are visible to one process, and transformers would use nn.DataParallel, which cuts "
-            "batches. Start with `accelerate launch`, or show one GPU (CUDA_VISIBLE_DEVICES=0)."
-        )
-
-
-def check_tokenised(dataset: Any, name: str) -> None:
-    """Refuse a dataset that skips preparation without being prepared."""
-    have = set(next(iter(dataset), {}))
-    if "prompt_ids" in have and (missing := sorted(set(TOKENISED_COLUMNS) - {"reference_ids", "length"} - have)):
-        wanted = f"its column {missing[0]!r} is missing"
-    elif not have & {"prompt_ids", "input_ids"}:
-        wanted = "it has neither 'prompt_ids' (a prepared dataset) nor 'input_ids' (tokens with 'labels')"
-    else:
-        return
-    raise InputError(
-        f"`dataset_kwargs={{'skip_prepare_dataset': True}}` takes the {name} dataset as it is, but {wanted}. Leave it "
-        "out to have the rows prepared."
-    )
 
 
 def load_if_named(model: Any, args: TunaConfig, quantization_config: Any) -> Any:
@@ -117,7 +71,17 @@ def load_if_named(model: Any, args: TunaConfig, quantization_config: Any) -> Any
         ):
             kwargs["device_map"] = None
         kwargs.setdefault("trust_remote_code", args.trust_remote_code)
-        return load_model(model, trainable=True, **kwargs)
+        _check_quantisation(kwargs.get("quantization_config"))
+        try:
+            model = load_model(model, trainable=True, **kwargs)
+        except TypeError as error:  # transformers hands what it does not know to the model
+            unknown = re.search(r"unexpected keyword argument '(\w+)'", str(error))
+            if unknown is None or unknown[1] not in (args.model_init_kwargs or {}):
+                raise
+            raise InputError(
+                f"`model_init_kwargs` has {unknown[1]!r}, which no loader and no model takes. Leave it out."
+            ) from error
+        return _keep_4_bit_gradients(_causal(model))
     if not isinstance(model, nn.Module) or not hasattr(model, "config"):
         raise TypeError(
             f"`model` must be a transformers or PEFT model, or the name of one (a string), got {type(model).__name__}."
@@ -125,6 +89,46 @@ def load_if_named(model: Any, args: TunaConfig, quantization_config: Any) -> Any
     for name, value in (("model_init_kwargs", args.model_init_kwargs), ("quantization_config", quantization_config)):
         if value is not None:
             logger.warning(f"`{name}` is ignored: the model is loaded already. Pass its name to have it loaded so.")
+    return _keep_4_bit_gradients(_causal(model))
+
+
+def _check_quantisation(given: Any) -> None:
+    if not isinstance(given, dict | None) and not hasattr(given, "quant_method"):
+        raise TypeError(
+            "`quantization_config` must be a quantisation config of transformers (BitsAndBytesConfig(load_in_4bit="
+            f"True), say), got {type(given).__name__}."
+        )
+
+
+def _causal(model: Any) -> Any:
+    """The model, if it predicts each token from those before it."""
+    base = model.get_base_model() if hasattr(model, "peft_config") and hasattr(model, "get_base_model") else model
+    encoder = getattr(base.config, "is_encoder_decoder", False)
+    if encoder or (hasattr(base, "can_generate") and not base.can_generate()):
+        what = "has an encoder" if encoder else "does not generate text"
+        raise InputError(
+            f"`model`: {type(base).__name__} {what}; a response is scored by a causal language model. Load it with "
+            "AutoModelForCausalLM."
+        )
+    return model
+
+
+def _keep_4_bit_gradients(model: Any) -> Any:
+    """The model, whose 4-bit weights may be run in eval mode (an evaluation on the way) and trained on behind it.
+
+    On CPUs with AVX512-BF16 bitsandbytes repacks a 4-bit weight at its first eval-mode forward, for a kernel that has
+    no gradient, and does not pack it back (0.50.2, nn/modules.py:613): training goes on, with gradients that are off
+    by as much as they are large. To be removed once bitsandbytes unpacks in train mode.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        if getattr(getattr(module.weight, "quant_state", None), "packing_format_for_cpu", False):
+            raise InputError(
+                f"`model` was run in eval mode on the CPU before training: bitsandbytes has repacked the 4-bit weight "
+                f"of {name!r}, and its gradients would be wrong. Load the model anew, or pass its name."
+            )
+        module.support_avx512bf16_for_cpu = False
     return model
 
 
@@ -168,6 +172,15 @@ def settle_tokenizer(
             "vocabulary."
         )
     tokenizer.pad_token = _in_vocabulary(tokenizer, pad_token, "pad_token")
+    rows = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    for name in ("pad_token", "eos_token"):
+        index = getattr(tokenizer, f"{name}_id")
+        if rows is not None and index is not None and index >= rows:
+            raise InputError(
+                f"`processing_class`: its {name} {getattr(tokenizer, name)!r} has id {index}, but `model` has "
+                f"embeddings for {rows} tokens. Take the model's own tokenizer, or call "
+                "model.resize_token_embeddings(len(tokenizer)) first."
+            )
     model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
@@ -194,8 +207,9 @@ def _set_chat_template(model: Any, tokenizer: PreTrainedTokenizerBase, path: str
     if path.endswith((".jinja", ".j2")):
         try:
             tokenizer.chat_template = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
+        except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"`chat_template_path` {path!r} could not be read: {error}.") from error
+        _check_template(tokenizer.chat_template, path)
         return model, []
     from trl import clone_chat_template
 
@@ -207,6 +221,18 @@ def _set_chat_template(model: Any, tokenizer: PreTrainedTokenizerBase, path: str
             f"{str(error).strip().splitlines()[0]}"
         ) from error
     return model, added_tokens
+
+
+def _check_template(template: str, path: str) -> None:
+    from jinja2 import Environment, TemplateSyntaxError
+
+    known = re.sub(r"\{%-?\s*(end)?generation\s*-?%\}", "", template)  # transformers' own tag
+    try:
+        Environment(extensions=["jinja2.ext.loopcontrols"]).parse(known)
+    except TemplateSyntaxError as error:
+        raise InputError(
+            f"`chat_template_path` {path!r} is no Jinja template: line {error.lineno}: {error.message}. Mend the file."
+        ) from error
 
 
 def _in_vocabulary(tokenizer: PreTrainedTokenizerBase, token: str, name: str) -> str:

@@ -7,7 +7,6 @@ mean), `model_card`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, Trai
 from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
 
 from .adapters import wrap_with_adapter
+from .argument_checks import check_arguments, check_collator, check_datasets, check_hooks, check_tokenised
 from .batch_metrics import BatchSums
 from .callbacks import CollapseAlarm
 from .collator import RankedCollator
@@ -33,15 +33,13 @@ from .reference_model import reference_of
 from .sampler import GroupedByLength
 from .scoring import install, response_logps
 from .setup_arguments import (
-    check_arguments,
-    check_datasets,
-    check_tokenised,
     copied_config,
     limit_length,
     load_if_named,
     settle_tokenizer,
     training_template,
 )
+from .sharding import keep_scores_exact
 from .tokens import Template
 
 
@@ -99,6 +97,7 @@ class TunaTrainer(Trainer):
         formatting_func: Callable[[dict], str] | None = None,
     ) -> None:
         check_arguments(compute_loss_func, preprocess_logits_for_metrics, formatting_func, args)
+        check_hooks(data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, eval_dataset)
         args = copied_config(args, model, train_dataset)
         check_datasets(args, train_dataset)
         self._ranking_loss = bind(
@@ -120,7 +119,10 @@ class TunaTrainer(Trainer):
         self._template = Template(tokenizer, training_template(tokenizer, args))
         self._preparation = _preparation(args)
         self._formatting_func = formatting_func
-        if data_collator is None:
+        train_dataset = self._prepared(train_dataset, args, "train")
+        if data_collator is not None:
+            check_collator(data_collator, train_dataset)
+        else:
             data_collator = RankedCollator(
                 pad_token_id=self._template.pad_token_id,
                 mle_target=args.mle_target if args.mle_weight else "none",
@@ -128,7 +130,6 @@ class TunaTrainer(Trainer):
             )
         self._sums = BatchSums()
         self._eval_sums = BatchSums()
-        train_dataset = self._prepared(train_dataset, args, "train")
         if args.shuffle_dataset:
             train_dataset = train_dataset.shuffle(seed=args.seed)
         super().__init__(
@@ -143,6 +144,8 @@ class TunaTrainer(Trainer):
             optimizers=optimizers,
             optimizer_cls_and_kwargs=optimizer_cls_and_kwargs,
         )
+        if self.is_fsdp_enabled:
+            keep_scores_exact(self.accelerator.state.fsdp_plugin)
         self._reference = reference_of(self, self._layout)
         if hasattr(self.model, "add_model_tags"):
             self.model.add_model_tags(self._tag_names)
@@ -226,6 +229,11 @@ class TunaTrainer(Trainer):
             result.logps, result.lengths, ranks, mask, targets=inputs["scores"], ref_logps=ref_logps, **extra
         )
         weights = inputs.get("instruction_weights")
+        if rank_losses.shape != ranks.shape[:1]:
+            raise TypeError(
+                f"`ranking_loss` returned the shape {tuple(rank_losses.shape)}, expected one loss an instruction, "
+                f"{tuple(ranks.shape[:1])}: the trainer averages them over the accumulated batch."
+            )
         weights = torch.ones_like(rank_losses) if weights is None else weights.to(rank_losses)
         nll = (result.nll.sum(1) * weights).sum()
         if num_items_in_batch is None:
@@ -305,17 +313,6 @@ class TunaTrainer(Trainer):
         tokens = self._sums.take_tokens(self.accelerator)
         if self.args.include_num_input_tokens_seen == "no":  # else transformers counts them itself
             self.state.num_input_tokens_seen += tokens
-
-    def _save(self, output_dir=None, state_dict=None):
-        # transformers pickles the arguments beside the weights, and a loss that is a lambda or local has no pickle
-        args = self.args
-        if callable(args.ranking_loss):
-            self.args = copy.copy(args)
-            self.args.ranking_loss = self.args.to_dict()["ranking_loss"]
-        try:
-            super()._save(output_dir, state_dict)
-        finally:
-            self.args = args
 
     def _save_checkpoint(self, model, trial):
         self._count_tokens()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import logsigmoid
 
 from tuna_trl.errors import InputError
-from tuna_trl.losses import _LOSSES, ranking_loss
+from tuna_trl.losses import _LOSSES, bind, ranking_loss
 from tuna_trl.losses.tuna import tuna_loss
 
 
@@ -248,3 +248,18 @@ def test_a_loss_that_needs_a_reference_says_so(name):
     data = batch(1)
     with pytest.raises(InputError, match="needs `ref_logps`"):
         ranking_loss(name)(data["logps"], data["lengths"], data["ranks"], data["mask"])
+
+
+def test_a_callable_that_takes_less_than_the_trainer_gives_is_named_at_once():
+    def narrow(logps, lengths, ranks, mask):
+        return logps.sum(1)
+
+    with pytest.raises(InputError, match="`ranking_loss`: 'narrow' takes no 'targets'.*\\*\\*kwargs"):
+        bind(narrow, {}, {})
+    assert bind(lambda logps, lengths, ranks, mask, targets=None, ref_logps=None: logps.sum(1), {}, {})
+
+
+def test_a_setting_in_two_places_is_named():
+    with pytest.raises(InputError, match="`margin` is 0.3 and `loss_kwargs` has 0.2; set the field `margin` alone"):
+        bind("tuna", {"margin": 0.2}, {"margin": 0.3})
+    assert bind("tuna", {"margin": 0.2}, {"margin": 0.2}).keywords["margin"] == 0.2

@@ -13,8 +13,8 @@ from typing import NoReturn
 
 import typer
 
-from ..errors import BuildError, InputError
-from . import build, demo, env, merge, train
+from ..errors import BuildError, InputError, TrainingMemoryError
+from . import build, demo, env, estimate, merge, train
 
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(build.app, name="build")
 app.command("train", context_settings=train.CONTEXT)(train.train)
+app.command("estimate", context_settings=train.CONTEXT)(estimate.estimate)
 app.command("merge")(merge.merge)
 app.command("demo")(demo.demo)
 app.command("env")(env.env)
@@ -45,7 +46,7 @@ def main() -> NoReturn:
         _fail(str(error), 2)
     except KeyboardInterrupt:
         _fail("Interrupted. What was received is journalled; run the same command again to go on.", 130)
-    except BuildError as error:
+    except (BuildError, TrainingMemoryError) as error:
         _fail(str(error), 1)
     except OSError as error:
         _fail(f"{error}. Finished work is kept; run the same command again to go on.", 1)

@@ -1,11 +1,18 @@
-"""`tuna-trl train --config x.yaml`: TunaTrainer from a YAML file with the keys of `trl sft`, and flags over it."""
+"""`tuna-trl train --config x.yaml`: TunaTrainer from a YAML file with the keys of `trl sft`, and flags over it.
+
+With `--accelerate_config` or any flag of `accelerate launch` it runs in the processes that these name ([`.launch`]).
+"""
 
 from __future__ import annotations
 
+import functools
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from . import launch
 
 
 if TYPE_CHECKING:
@@ -18,11 +25,31 @@ def train(
     context: typer.Context,
     config: Annotated[Path | None, typer.Option(help="YAML file; keys as in `trl sft`, and TunaConfig's own.")] = None,
     restart: Annotated[bool, typer.Option(help="Start anew where output_dir holds a checkpoint.")] = False,
+    accelerate_config: Annotated[
+        str | None,
+        typer.Option(
+            "--accelerate_config",
+            help="Run through `accelerate launch`: single_gpu, multi_gpu, multi_cpu, fsdp2, zero2, zero3, or a file.",
+        ),
+    ] = None,
+    num_processes: Annotated[
+        int | None, typer.Option("--num_processes", help="Processes to launch; any other flag of it passes through.")
+    ] = None,
 ) -> None:
     """Train on ranked (or any SFT or preference) data. Further flags, such as --learning_rate 1e-4 or --margin 0.2,
     are the fields of TunaConfig, trl.ModelConfig and trl.ScriptArguments, and override the file. A run whose
     output_dir holds a checkpoint goes on from it."""
-    script, training, model_config = _parse(config, context.args)
+    launch_flags, flags = _split(config, context.args)
+    if accelerate_config is not None:
+        launch_flags += ["--accelerate_config", accelerate_config]
+    if num_processes is not None:
+        launch_flags += ["--num_processes", str(num_processes)]
+    if launch_flags:
+        if config is not None and isinstance(environment := _read(config).get("env"), dict):
+            os.environ.update({name: str(value) for name, value in environment.items()})
+        given = [*(["--config", str(config)] if config else []), *(["--restart"] if restart else []), *flags]
+        return launch.launch(launch_flags, given)
+    script, training, model_config = _parse(config, flags)
 
     from trl import get_peft_config, get_quantization_config
 
@@ -50,42 +77,86 @@ def train(
     if checkpoint:
         typer.echo(f"Going on from {checkpoint} (--restart starts anew).")
     trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.is_fsdp_enabled:
+        # checkpoints hold shards; what is saved here is to load anywhere
+        trainer.accelerator.state.fsdp_plugin.set_state_dict_type("FULL_STATE_DICT")
     trainer.save_model(training.output_dir)
     trainer.create_model_card(dataset_name=None if Path(script.dataset_name).exists() else script.dataset_name)
     if training.push_to_hub:
         trainer.push_to_hub(dataset_name=script.dataset_name)
     if trainer.is_world_process_zero():
         typer.echo(f"Saved to {training.output_dir}.")
+    _leave(trainer)
+
+
+def _split(config: Path | None, flags: list[str]) -> tuple[list[str], list[str]]:
+    """(what is for `accelerate launch`, from file and flags; the other flags); unknown names are refused here, once,
+    before any process starts."""
+    from ..errors import InputError, did_you_mean
+
+    training = _training_names()
+    values = {} if config is None else _read(config)
+    unlaunched = [key for key in values if key not in training]
+    if not unlaunched and all(_name(flag) in training for flag in flags if flag.startswith("--")):
+        return [], flags
+    known = training | set(launch.launch_options())
+    for key in unlaunched:
+        if key not in known:
+            raise InputError(f"--config {config}: unknown key {key!r}.{did_you_mean(str(key), known)}")
+    launch_flags, flags = launch.split_flags(flags, training)
+    for flag in flags:
+        if flag.startswith("--") and _name(flag) not in training:
+            raise InputError(f"unknown flag {flag.split('=')[0]}.{did_you_mean(_name(flag), known)}")
+    if not launch.launched():
+        launch_flags = [*launch.flags_of_yaml(values, training), *launch_flags]
+    return launch_flags, flags
+
+
+def _name(flag: str) -> str:
+    """`--no_packing=1` -> `packing`."""
+    name = flag.removeprefix("--").split("=")[0].replace("-", "_")
+    return name.removeprefix("no_") if name.removeprefix("no_") in _training_names() else name
+
+
+@functools.cache
+def _training_names() -> frozenset[str]:
+    import dataclasses
+
+    return frozenset({f.name for kind in _kinds() for f in dataclasses.fields(kind)} | {"env", "datasets"})
+
+
+def _kinds() -> tuple[type, ...]:
+    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
+
+    from ..config import TunaConfig
+
+    return ScriptArguments, TunaConfig, ModelConfig, DatasetMixtureConfig
+
+
+def _read(config: Path) -> dict[str, Any]:
+    """The keys and values of the file."""
+    import yaml
+
+    from ..errors import InputError
+
+    try:
+        values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+    except OSError as error:
+        raise InputError(f"--config {config} could not be read: {error.strerror}.") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"--config {config} is no valid YAML: {' '.join(str(error).split())}.") from error
+    if not isinstance(values, dict):
+        raise InputError(f"--config {config} must hold `key: value` lines, got a {type(values).__name__}.")
+    return values
 
 
 def _parse(config: Path | None, flags: list[str]) -> tuple[Any, Any, Any]:
     """The three dataclasses from file and flags; what is unknown is named with a suggestion."""
-    import dataclasses
+    from trl import TrlParser
 
-    import yaml
-    from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments, TrlParser
+    from ..errors import InputError
 
-    from ..config import TunaConfig
-    from ..errors import InputError, did_you_mean
-
-    kinds = (ScriptArguments, TunaConfig, ModelConfig, DatasetMixtureConfig)
-    known = {f.name for kind in kinds for f in dataclasses.fields(kind)} | {"env", "datasets"}
-    if config is not None:
-        try:
-            values = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
-        except OSError as error:
-            raise InputError(f"--config {config} could not be read: {error.strerror}.") from error
-        except yaml.YAMLError as error:
-            raise InputError(f"--config {config} is no valid YAML: {' '.join(str(error).split())}.") from error
-        if not isinstance(values, dict):
-            raise InputError(f"--config {config} must hold `key: value` lines, got a {type(values).__name__}.")
-        for key in values:
-            if key not in known:
-                raise InputError(f"--config {config}: unknown key {key!r}.{did_you_mean(str(key), known)}")
-    for flag in flags:
-        name = flag.removeprefix("--").split("=")[0].replace("-", "_")
-        if flag.startswith("--") and name.removeprefix("no_") not in known and name not in known:
-            raise InputError(f"unknown flag {flag.split('=')[0]}.{did_you_mean(name, known)}")
+    _split(config, flags)
 
     class Parser(TrlParser):
         def error(self, message: str) -> None:  # argparse prints 120 lines of usage first
@@ -93,7 +164,10 @@ def _parse(config: Path | None, flags: list[str]) -> tuple[Any, Any, Any]:
 
     arguments = [*(["--config", str(config)] if config else []), *flags]
     try:
-        script, training, model, mixture = Parser(kinds).parse_args_and_config(arguments)
+        # keys for `accelerate launch` are left over here; nothing else is, by _split
+        script, training, model, mixture, *_ = Parser(_kinds()).parse_args_and_config(
+            arguments, fail_with_unknown_args=False
+        )
     except InputError:
         raise
     except (ValueError, TypeError) as error:
@@ -157,3 +231,22 @@ def _checkpoint(training: Any, restart: bool) -> str | None:
     if training.resume_from_checkpoint:
         return training.resume_from_checkpoint
     return get_last_checkpoint(training.output_dir) if Path(training.output_dir).is_dir() else None
+
+
+def _leave(trainer: Any) -> None:
+    """End trackers and the process group; processes joined by gloo end here."""
+    import atexit
+    import sys
+
+    import torch
+
+    distributed = torch.distributed
+    if not (distributed.is_available() and distributed.is_initialized() and distributed.get_backend() == "gloo"):
+        return trainer.end()
+    distributed.barrier()
+    # torch 2.13's gloo group may deadlock when it is taken apart, here or by the interpreter: the main thread joins
+    # gloo's while it holds the interpreter lock that the other waits for (seen in 2 of 5 launches)
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -7,12 +7,13 @@ with 2, prompt-completion and language modelling with 1.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, SchemaError, did_you_mean
-from ..tokens import Template
+from ..tokens import Template, TemplateRefusal
 from .fitting import EXCESS_LENGTH_STRATEGIES, TRAINED_STATUSES, fit_dataset
 from .schema import normalise_row
 from .tokenize import (
@@ -144,6 +145,7 @@ def prepare_dataset(
             "assistant's words. Leave it out; prompt-completion data is trained on completions alone anyway."
         )
     dataset = dataset.with_format(None)  # tensors and arrays are no rows
+    _refuse_vision(dataset[0] if isinstance(dataset, Dataset) else first, name)
     extra = {"num_proc": options.num_proc, "desc": f"Tokenising {name}"} if isinstance(dataset, Dataset) else {}
     tokenised = dataset.map(
         _tokenise_any,
@@ -155,18 +157,52 @@ def prepare_dataset(
     return fit_dataset(tokenised, strategy, options, name)
 
 
+def _refuse_vision(row: Mapping[str, Any], name: str) -> None:
+    """Text alone is scored: an image that is left out would be trained on as if it did not matter."""
+    media = {column: row.get(column) for column in ("image", "images", "videos", "audio", "audios")}
+    found = next((column for column, value in media.items() if value is not None and value != []), None)
+    turns = [turn for value in row.values() if isinstance(value, list) for turn in value if isinstance(turn, Mapping)]
+    parts = [part for turn in turns if isinstance(turn.get("content"), list) for part in turn["content"]]
+    kinds = [part.get("type") for part in parts if isinstance(part, Mapping)]
+    if found is None and all(kind in (None, "text") for kind in kinds):
+        return
+    seen = f"a column {found!r}" if found else f"messages with parts of type {next(k for k in kinds if k != 'text')!r}"
+    raise SchemaError(
+        f"The {name} dataset has {seen}: vision and audio data are not supported, responses are scored as text. If the"
+        f" text stands alone, drop them with dataset.remove_columns({found or 'images'!r}), else use trl.SFTTrainer."
+    )
+
+
 def _tokenise_any(
     row: Mapping[str, Any], index: int, kind: str, template: Template, options: Preparation, name: str
 ) -> dict[str, Any]:
     """One row of any kind, tokenised; errors name the dataset and the row."""
     where = f"{name} row {index}"
-    tokenised = _tokenise_kind(row, where, kind, template, options)
+    _check_template_columns(row, where)
+    try:
+        tokenised = _tokenise_kind(row, where, kind, template, options)
+    except TemplateRefusal as error:
+        raise SchemaError(f"{where}: {error}") from error
     if options.needs_reference and not tokenised["reference_ids"]:
         raise SchemaError(
             f"{where}: `mle_target='reference'`, but there is no answer in a column 'reference'. Give every row one, "
             "or use `mle_target='best'`."
         )
     return tokenised
+
+
+def _check_template_columns(row: Mapping[str, Any], where: str) -> None:
+    """`tools` and `chat_template_kwargs` go to the chat template as they are."""
+    for column, kind in (("tools", list), ("chat_template_kwargs", Mapping)):
+        value = row.get(column)
+        if column == "tools" and isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except ValueError:
+                pass
+        if value is not None and not isinstance(value, kind):
+            wanted = "a list of tools, or JSON of one" if kind is list else "a dict of arguments of the template"
+            raise SchemaError(f"{where}: column {column!r} is {str(value)[:60]!r}, expected {wanted}, or null.")
 
 
 def _tokenise_kind(
@@ -274,7 +310,13 @@ def _pre_tokenised(row: Mapping[str, Any], where: str, options: Preparation) -> 
         if completions is None:
             completions = "prompt" in row and "completion" in row
         columns = [*(["completion_mask"] if completions else []), "assistant_masks"]
-    ids, given = row["input_ids"], {name: row[name] for name in columns if row.get(name) is not None}
+    ids = row["input_ids"]
+    if not isinstance(ids, Sequence) or not all(isinstance(i, int) and i >= 0 for i in ids):
+        raise SchemaError(
+            f"{where}: column 'input_ids' is {str(ids)[:60]!r}, expected a list of token ids. Text goes into a column "
+            f"{options.dataset_text_field!r}."
+        )
+    given = {name: row[name] for name in columns if row.get(name) is not None}
     for name, values in given.items():
         if len(values) != len(ids):
             raise SchemaError(f"{where}: `{name}` has {len(values)} entries for {len(ids)} `input_ids`.")

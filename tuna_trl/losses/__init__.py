@@ -95,6 +95,18 @@ def bind(loss: str | RankingLoss, loss_kwargs: dict[str, Any], defaults: dict[st
                 f"`loss_kwargs`: the ranking loss {getattr(function, '__name__', loss)!r} takes no {name!r}."
                 f"{did_you_mean(name, own)} It takes: {', '.join(sorted(own - {'targets', 'ref_logps', 'groups'}))}."
             )
+        if defaults.get(name) is not None and defaults[name] != loss_kwargs[name]:
+            raise InputError(
+                f"`{name}` is {defaults[name]!r} and `loss_kwargs` has {loss_kwargs[name]!r}; set the field `{name}` "
+                "alone."
+            )
+    missing = [name for name in ("targets", "ref_logps") if name not in parameters and not takes_all]
+    if missing:
+        raise InputError(
+            f"`ranking_loss`: {getattr(function, '__name__', loss)!r} takes no {missing[0]!r}, with which the trainer "
+            "calls every loss. Its signature is (logps, lengths, ranks, mask, *, targets=None, ref_logps=None, "
+            "**kwargs)."
+        )
     # None = the loss's own default
     given = {name: value for name, value in defaults.items() if name in own and value is not None}
     return partial(function, **(given | dict(loss_kwargs)))
