@@ -89,6 +89,42 @@ class Sampler(Protocol):
         ...
 
 
+@runtime_checkable
+class RemoteSampler(Protocol):
+    """Draws responses over a network. The journalled unit is one reply, so that nothing received is asked for twice.
+
+    `concurrency` requests may be in flight at once; `request` is called from as many threads. `paid` samplers need a
+    cost cap and a yes.
+    """
+
+    name: str
+    concurrency: int
+    paid: bool
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything about the sampler that changes what it returns (model id, system prompt); no URL, no key: the same
+        model behind another address goes on from the same journal."""
+        ...
+
+    def check(self, sampling: Sampling, n: int) -> int:
+        """Ask once for two short samples, before the build. Returns how many samples one request can give (`n`, or 1
+        where the server ignores `n`); raises [`tuna_trl.BuildError`] where it gives no log-probs."""
+        ...
+
+    def request(self, prompt: Messages, n: int, sampling: Sampling, *, seed: int) -> list[Sample]:
+        """One exchange: `n` samples of a prompt. Transport faults are retried inside. A sample whose log-probs are
+        missing or placeholders (-9999, -inf) comes back with them as they are: the builder fails it."""
+        ...
+
+    def worst_case_cost(self, prompt: Messages, n: int, sampling: Sampling) -> float | None:
+        """Upper bound of the price of one request in USD (0.0 for free servers, None if the price is not known)."""
+        ...
+
+    def cost(self, usage: Usage) -> float | None:
+        """Price in USD of what was used."""
+        ...
+
+
 @dataclass(frozen=True)
 class JudgeRequest:
     """One question to a judge: the candidates in the order they are shown.
