@@ -102,8 +102,8 @@ class RemoteSampler(Protocol):
     paid: bool
 
     def fingerprint(self) -> dict[str, Any]:
-        """Everything about the sampler that changes what it returns (model id, system prompt); no URL, no key: the same
-        model behind another address goes on from the same journal."""
+        """Everything about the sampler that changes what it returns (model id, system prompt); no URL and no key, so
+        that the same model behind another address goes on from the same journal."""
         ...
 
     def check(self, sampling: Sampling, n: int) -> int:
