@@ -1,5 +1,6 @@
 # make setup   a virtual environment in .venv with everything in it
 # make demo    rank, train, compare on the embedded model; JUDGE=claude for a Claude judge (key set, MAX_COST in USD)
+# make bench   speed and memory against what stands beside it (40 minutes; QUICK=1: five); a rerun continues
 # make test    the tests        make lint | format        make clean   the runs (not the environment)
 
 PYTHON ?= python3
@@ -7,13 +8,15 @@ BIN := .venv/bin
 JUDGE ?= reference
 MAX_COST ?= 5
 WORKERS ?= 2
+QUICK ?=
+BENCH ?=
 
 # Threads that spin while they wait are five times slower than one thread on a busy machine (measured: 77 against 380
 # products a second at load 5 on 2 cores).
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo test lint format clean
+.PHONY: setup demo bench test lint format clean
 
 setup: .venv/.ready
 
@@ -28,6 +31,10 @@ setup: .venv/.ready
 
 demo: setup
 	@$(BIN)/tuna-trl demo --judge $(JUDGE) --max-cost $(MAX_COST)
+
+# one thread: CPU seconds are then the work done, whoever else uses the machine. BENCH="--profile", "--restart", ...
+bench: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench $(if $(QUICK),--quick) $(BENCH)
 
 # one thread a worker, as many workers as cores that CI has
 test: setup

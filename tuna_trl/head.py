@@ -142,6 +142,7 @@ class _FrozenHead(torch.autograd.Function):
             logps[rows], change = _logps_and_slope(logits, targets[rows], transform, needs_grad)
             if needs_grad:
                 slope[rows] = change.to(weight.dtype) @ weight
+            del logits, change  # or the next chunk is made beside this one
         ctx.save_for_backward(slope)
         return logps
 
@@ -168,6 +169,7 @@ class _TrainedHead(torch.autograd.Function):
             logps[rows], change = _logps_and_slope(logits, targets[rows], transform, keep)
             if keep:
                 kept.append(change.to(hidden.dtype))
+            del logits, change
         ctx.save_for_backward(hidden, targets, weight, bias, *kept)
         ctx.transform, ctx.chunk = transform, chunk
         return logps
@@ -184,6 +186,7 @@ class _TrainedHead(torch.autograd.Function):
         to_bias = bias.new_zeros(bias.shape, dtype=exact) if ctx.needs_input_grad[3] else None
         for i, start in enumerate(range(0, len(hidden), ctx.chunk)):
             rows = slice(start, start + ctx.chunk)
+            logits = None
             if kept:
                 change = kept[i]
             else:
@@ -199,6 +202,7 @@ class _TrainedHead(torch.autograd.Function):
                     to_weight += change.T @ hidden[rows]
             if to_bias is not None:
                 to_bias += change.sum(0)
+            del logits, change
         cast = [None if t is None else t.to(o.dtype) for t, o in ((to_weight, weight), (to_bias, bias))]
         return to_hidden, None, *cast, None, None
 
