@@ -137,8 +137,9 @@ def _difference(base: nn.Module, config: Any) -> str | None:
         if sorted(named) != sorted(seen):
             return f"{name} hands its attention other sliding windows than its config names"
     row, place = batch["attention_mask"].flatten(0, 1).nonzero(as_tuple=True)
+    packed_place, row, place = (t.to(rows.last_hidden_state.device) for t in (packed.place(row, place), row, place))
     expected = rows.last_hidden_state[row, place].double()
-    found = shared.last_hidden_state[0, packed.place(row, place)].double()
+    found = shared.last_hidden_state[0, packed_place].double()
     error = ((found - expected).norm(dim=1) / expected.norm(dim=1).clamp(min=1e-12)).max().item()
     if not error < _TOLERANCE.get(dtype, 0.1):
         return f"{name} gives other hidden states behind a shared prompt (relative difference {error:.1e})"

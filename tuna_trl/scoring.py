@@ -75,18 +75,20 @@ def _taught_forward(plain_forward: Callable, transform: LogitTransform, plain: b
             embedding = self.get_input_embeddings().weight
             dtype = torch.get_autocast_dtype(embedding.device.type) if _autocast(embedding) else embedding.dtype
             kwargs |= plan_arguments(self, plan, targets.device, dtype)
+        # a model spread over devices (device_map) ends on another one than it begins on
         if plain:
             hidden = self.base_model(*args, **kwargs).last_hidden_state
-            hidden = hidden.reshape(-1, hidden.shape[-1])[select]
+            hidden = hidden.reshape(-1, hidden.shape[-1])[select.to(hidden.device)]
             # looked up at each call: PEFT and FSDP replace the head after this function is made
-            result = {"logps": token_logps(hidden, targets, self.get_output_embeddings(), transform)}
+            logps = token_logps(hidden, targets.to(hidden.device), self.get_output_embeddings(), transform)
         else:
             logits = self._tuna_forward(*args, **kwargs).logits
-            logits = _at_least_fp32(logits.reshape(-1, logits.shape[-1])[select])
-            result = {"logps": logits.gather(1, targets.unsqueeze(1)).squeeze(1) - torch.logsumexp(logits, 1)}
+            logits = _at_least_fp32(logits.reshape(-1, logits.shape[-1])[select.to(logits.device)])
+            chosen = logits.gather(1, targets.to(logits.device).unsqueeze(1)).squeeze(1)
+            logps = chosen - torch.logsumexp(logits, 1)
         if plan is not None:
             check_followed(self, plan)
-        return result
+        return {"logps": logps.to(targets.device)}
 
     # generate() checks its keywords against this signature. `__wrapped__` must not be there: accelerate follows it to
     # the end when it takes off its mixed precision (utils/other.py, extract_model_from_parallel), and ours would go.
