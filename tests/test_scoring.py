@@ -160,6 +160,7 @@ def test_a_batch_without_a_token_to_score_is_a_connected_zero(rows, name, adapte
 def test_no_logits_of_the_whole_batch_are_kept_for_the_backward(monkeypatch):
     vocab_size = 5003
     monkeypatch.setattr(tuna_trl.head, "CHUNK_BYTES", 4 * vocab_size * 16)
+    monkeypatch.setattr(tuna_trl.head, "KEPT_BYTES", 0)
     for adapter in (False, True):
         model = random_llama(vocab_size)
         if adapter:
