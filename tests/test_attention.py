@@ -127,3 +127,12 @@ def test_without_a_plan_padded_forwards_and_generation_are_what_they_were(family
     assert torch.equal(model(input_ids=ids, attention_mask=mask).logits[present], logits[present])
     again = model.generate(input_ids=ids, attention_mask=mask, max_new_tokens=6, do_sample=False, pad_token_id=0)
     assert torch.equal(again, words)
+
+
+def test_under_autocast_the_kernels_get_16_bit_queries():
+    query, key, value = tensors(torch.float32)
+    exact, _ = planned_attention(torch.nn.Module(), query, key, value, None, plan=plan_of(SHAPES))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found, _ = planned_attention(torch.nn.Module(), query, key, value, None, plan=plan_of(SHAPES))
+    assert found.dtype == torch.bfloat16
+    assert 0 < (found - exact).abs().max() < 0.05

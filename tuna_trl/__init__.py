@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from .config import TunaConfig
     from .data.hub import load_ranked, save_ranked
     from .data.schema import normalise_row, ranked_features
-    from .errors import BudgetExceeded, BuildError, InputError, SchemaError
+    from .errors import BudgetExceeded, BuildError, InputError, SchemaError, TrainingMemoryError
     from .losses import ranking_loss, register_ranking_loss
     from .scoring import score_rows
     from .trainer import TunaTrainer
@@ -32,6 +32,7 @@ _WHERE = {
     "RankedCollator": ".collator",
     "SchemaError": ".errors",
     "TeacherBuildConfig": ".build.teacher",
+    "TrainingMemoryError": ".errors",
     "TunaConfig": ".config",
     "TunaTrainer": ".trainer",
     "build_judge_ranked": ".build.judge",
@@ -54,6 +55,7 @@ __all__ = [
     "RankedCollator",
     "SchemaError",
     "TeacherBuildConfig",
+    "TrainingMemoryError",
     "TunaConfig",
     "TunaTrainer",
     "build_judge_ranked",

@@ -70,6 +70,10 @@ def planned_attention(
         raise NotImplementedError(f"{type(module).__name__} uses {unknown[0]}, which shared prompts do not know")
     if query.shape[0] != 1 or query.shape[2] != plan.length:
         raise NotImplementedError(f"{type(module).__name__} attends over {tuple(query.shape)}, not over the row")
+    if torch.is_autocast_enabled(query.device.type) and query.dtype == torch.float32:
+        # as autocast does in front of SDPA; rotary embeddings give float32 queries, which no 16-bit kernel takes
+        dtype = torch.get_autocast_dtype(query.device.type)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
     plan.calls += 1
     plan.windows.append(sliding_window)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling

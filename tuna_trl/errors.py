@@ -25,6 +25,10 @@ class BudgetExceeded(BuildError):
     """The next request could cost more than what is left of `max_cost`; everything received so far is journalled."""
 
 
+class TrainingMemoryError(RuntimeError):
+    """Training ran out of memory; the message names the batch, what helps and the checkpoint (exit code 1)."""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`" Did you mean 'margin'?"` for the nearest known name, or `""` when none is near.
 

@@ -28,6 +28,7 @@ from .data.prepare import TOKENISED_COLUMNS, Preparation, prepare_dataset
 from .layouts import argument_against, choose_layout
 from .losses import bind, takes
 from .losses.pairs import length_normalised
+from .memory_error import explaining_step
 from .reference_model import COLUMN as REF_LOGPS
 from .reference_model import reference_of
 from .sampler import GroupedByLength
@@ -117,7 +118,7 @@ class TunaTrainer(Trainer):
         self._layout = choose_layout(model, args.batch_layout, against=argument_against(args))
 
         self._template = Template(tokenizer, training_template(tokenizer, args))
-        self._preparation = _preparation(args)
+        self._preparation = Preparation.of(args)
         self._formatting_func = formatting_func
         train_dataset = self._prepared(train_dataset, args, "train")
         if data_collator is not None:
@@ -251,9 +252,14 @@ class TunaTrainer(Trainer):
         loss = loss * scale
         return (loss, {"scores": scores, "ranks": ranks}) if return_outputs else loss
 
-    def training_step(self, *args, **kwargs):
-        with self._offloading():
-            return super().training_step(*args, **kwargs)
+    def train(self, *args, **kwargs):
+        """As in transformers; running out of memory anywhere is explained."""
+        with explaining_step(self, None):
+            return super().train(*args, **kwargs)
+
+    def training_step(self, model, inputs, *args, **kwargs):
+        with self._offloading(), explaining_step(self, inputs):
+            return super().training_step(model, inputs, *args, **kwargs)
 
     def _offloading(self):
         if not self.args.activation_offloading:
@@ -332,16 +338,3 @@ class TunaTrainer(Trainer):
             from .model_card import write_model_card
 
             write_model_card(self, model_name=model_name, dataset_name=dataset_name, tags=tags)
-
-
-def _preparation(args: TrainingArguments) -> Preparation:
-    return Preparation(
-        max_length=args.max_length,
-        excess_length_strategy=args.excess_length_strategy,
-        max_responses=args.max_responses,
-        completion_only_loss=args.completion_only_loss,
-        assistant_only_loss=args.assistant_only_loss,
-        dataset_text_field=args.dataset_text_field,
-        needs_reference=args.mle_target == "reference" and args.mle_weight > 0,
-        num_proc=args.dataset_num_proc,
-    )

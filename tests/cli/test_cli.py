@@ -55,7 +55,9 @@ def heavy_modules_after(args: str) -> set[str]:
     return set(result.stderr.rpartition("HEAVY ")[2].split())
 
 
-@pytest.mark.parametrize("args", ["--help", "build --help", "build teacher --help", "train --help", "demo --help"])
+@pytest.mark.parametrize(
+    "args", ["--help", "build --help", "build teacher --help", "train --help", "demo --help", "estimate --help"]
+)
 def test_help_loads_nothing_heavy(args):
     assert heavy_modules_after(args) == set()
 

@@ -16,7 +16,6 @@ from . import train
 
 if TYPE_CHECKING:
     from ..estimate.levers import Lever
-    from ..estimate.measured import Measured
     from ..estimate.plan import Plan
     from ..estimate.workload import Workload
 
@@ -26,9 +25,9 @@ def estimate(
     config: Annotated[Path | None, typer.Option(help="The YAML file of `tuna-trl train`.")] = None,
     measure: Annotated[bool, typer.Option(help="Also run two real steps here, on the longest rows.")] = False,
     json: Annotated[bool, typer.Option(help="Print JSON.")] = False,
-    card: Annotated[float | None, typer.Option(help="GiB of the card asked about. Default: this one's, or 24.")] = None,
+    card: Annotated[float | None, typer.Option(help="GiB of the card asked about; by default here, or 24.")] = None,
     num_responses: Annotated[
-        int | None, typer.Option("--num_responses", min=1, help="Assume so many responses instead of reading the data.")
+        int | None, typer.Option("--num_responses", min=1, help="Assume, instead of reading the data.")
     ] = None,
     prompt_length: Annotated[int | None, typer.Option("--prompt_length", min=1, help="Assume, tokens.")] = None,
     response_length: Annotated[int | None, typer.Option("--response_length", min=1, help="Assume, tokens.")] = None,
@@ -43,12 +42,14 @@ def estimate(
     if card is not None and card <= 0:
         raise InputError(f"--card is {card:g}; give the card's memory in GiB, such as 24.")
     launch_flags, flags = train._split(config, context.args)
+    mixed, flags = _mixed_precision(config, flags)
     script, training, model_config = train._parse(config, flags)
     assumed = (num_responses, prompt_length, response_length)
     dataset = None if any(assumed) and not measure else _dataset(script, tell=not json)
     workload = _workload(dataset, training, model_config, assumed)
     size = (card if card is not None else _this_card()) * GIB
-    plan = plan_of(training, model_config, workload, device="cuda")
+    mixed = not (training.fp16 or training.use_cpu) if mixed is None else mixed
+    plan = plan_of(training, model_config, workload, device="cuda", bf16=mixed)
     memory = plan.memory()
     fits = memory.fits(size)
     found = levers(plan, size)
@@ -58,15 +59,30 @@ def estimate(
         "levers": found,
         "together": None if fits or any(lever.fits for lever in found) else together(plan, size),
     }
-    cards = [
-        {"card_gib": gib, "fits": memory.fits(gib * GIB), "max_length": plan.longest(gib * GIB)} for gib in CARDS
-    ]
+    cards = [{"card_gib": gib, "fits": memory.fits(gib * GIB), "max_length": plan.longest(gib * GIB)} for gib in CARDS]
     measured = _measured(plan, script, training, model_config, dataset) if measure else None
     if json:
         typer.echo(json_module.dumps(_as_dict(plan, cards, verdict, measured), indent=2))
     else:
         _print(plan, cards, verdict, measured, launched=bool(launch_flags))
     raise typer.Exit(0 if fits else 1)
+
+
+def _mixed_precision(config: Path | None, flags: list[str]) -> tuple[bool | None, list[str]]:
+    """(`bf16` as asked for, None = not said; the flags to parse). Without a CUDA device here a config refuses it, but
+    what is estimated is a run on a card: there it is the default."""
+    import torch
+
+    wanted = train._read(config).get("bf16") if config is not None else None
+    for i, flag in enumerate(flags):
+        name, _, value = flag.partition("=")
+        if name == "--no_bf16":
+            wanted = False
+        elif name == "--bf16":
+            value = value or (flags[i + 1] if i + 1 < len(flags) and not flags[i + 1].startswith("--") else "true")
+            wanted = value.lower() in ("true", "1", "yes", "t", "y")
+    wanted = None if wanted is None else bool(wanted)
+    return wanted, flags if torch.cuda.is_available() else [*flags, "--bf16", "false"]
 
 
 def _this_card() -> float:
@@ -100,22 +116,21 @@ def _workload(dataset: Any, training: Any, model_config: Any, assumed: tuple[int
             prompt = length // 2 if response is None else max(length - response, 1)
         response = response if response is not None else max(length - prompt, 1)
         return assumed_workload(prompt, response, responses or training.max_responses or 4)
-    from ..data.prepare import prepare_dataset
+    from ..data.prepare import Preparation, prepare_dataset
     from ..loading import load_tokenizer
     from ..tokens import Template
-    from ..trainer import _preparation
 
     path, extra = where(model_config.model_name_or_path or "")
     tokenizer = load_tokenizer(path, **extra)
-    rows = prepare_dataset(dataset, Template(tokenizer), _preparation(training), name="train")
-    columns = rows.select_columns([n for n in ("prompt_ids", "response_ids", "reference_ids") if n in rows.column_names])
-    return workload_of(columns, "the data", reference=training.mle_target == "reference" and training.mle_weight > 0)
+    rows = prepare_dataset(dataset, Template(tokenizer), Preparation.of(training), name="train")
+    wanted = [name for name in ("prompt_ids", "response_ids", "reference_ids") if name in rows.column_names]
+    reference = training.mle_target == "reference" and training.mle_weight > 0
+    return workload_of(rows.select_columns(wanted), "the data", reference=reference)
 
 
 def _measured(plan: Plan, script: Any, training: Any, model_config: Any, dataset: Any) -> Any:
     """(two real steps, the estimate for the same batch on the same device)."""
     import copy
-    import dataclasses
 
     import torch
     from trl import get_peft_config, get_quantization_config
@@ -123,6 +138,7 @@ def _measured(plan: Plan, script: Any, training: Any, model_config: Any, dataset
     from ..errors import InputError
     from ..estimate.measured import measure
     from ..estimate.memory import step_memory
+    from ..estimate.plan import execution_of
 
     if dataset is None:
         raise InputError(f"--measure needs the data, and `dataset_name` {script.dataset_name!r} does not load.")
@@ -132,6 +148,7 @@ def _measured(plan: Plan, script: Any, training: Any, model_config: Any, dataset
         **(training.model_init_kwargs or {}),
         **train._model_kwargs(model_config, quantised=quantisation is not None),
     }
+    typer.echo("Running two steps on the longest rows.", err=True)
     found = measure(
         model_config.model_name_or_path,
         training,
@@ -139,10 +156,9 @@ def _measured(plan: Plan, script: Any, training: Any, model_config: Any, dataset
         quantisation=quantisation,
         peft_config=get_peft_config(model_config),
     )
-    execution = dataclasses.replace(plan.execution, device="cuda" if torch.cuda.is_available() else "cpu")
-    expected = step_memory(
-        plan.shape(), found.tokens, execution, optim=plan.optim, accumulation=plan.accumulation
-    )
+    device = "cuda" if torch.cuda.is_available() and not training.use_cpu else "cpu"
+    execution = execution_of(training, device, bf16=training.bf16)
+    expected = step_memory(plan.shape(), found.tokens, execution, optim=plan.optim, accumulation=plan.accumulation)
     return found, expected
 
 

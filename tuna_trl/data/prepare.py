@@ -66,6 +66,20 @@ class Preparation:
     needs_reference: bool = False
     num_proc: int | None = None
 
+    @classmethod
+    def of(cls, args: Any) -> Preparation:
+        """What a `TunaConfig` says of it."""
+        return cls(
+            max_length=args.max_length,
+            excess_length_strategy=args.excess_length_strategy,
+            max_responses=args.max_responses,
+            completion_only_loss=args.completion_only_loss,
+            assistant_only_loss=args.assistant_only_loss,
+            dataset_text_field=args.dataset_text_field,
+            needs_reference=args.mle_target == "reference" and args.mle_weight > 0,
+            num_proc=args.dataset_num_proc,
+        )
+
     def __post_init__(self) -> None:
         if self.excess_length_strategy not in (None, *EXCESS_LENGTH_STRATEGIES):
             raise InputError(
