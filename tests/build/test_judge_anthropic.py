@@ -11,7 +11,7 @@ from doubles.anthropic_server import AnthropicServer, error, message, overloaded
 from doubles.builders import ListSampler
 
 from tuna_trl.build.judge import JudgeBuildConfig, judge_builds
-from tuna_trl.clients import anthropic_messages
+from tuna_trl.clients import retry
 from tuna_trl.clients.anthropic_messages import AnthropicJudge
 from tuna_trl.errors import BudgetExceeded, InputError
 
@@ -45,7 +45,7 @@ def honest(body):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(anthropic_messages.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)

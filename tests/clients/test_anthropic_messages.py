@@ -21,10 +21,11 @@ from doubles.anthropic_server import (
     torn,
 )
 
-from tuna_trl.clients import anthropic_messages
-from tuna_trl.clients.anthropic_messages import MAX_RETRY_AFTER, AnthropicJudge
+from tuna_trl.clients import retry
+from tuna_trl.clients.anthropic_messages import AnthropicJudge
 from tuna_trl.clients.base import Judge, JudgeRequest, Usage
 from tuna_trl.clients.contextual import ContextualProtocol
+from tuna_trl.clients.retry import MAX_RETRY_AFTER
 from tuna_trl.errors import BuildError, InputError
 
 
@@ -45,7 +46,7 @@ def server():
 def pauses(monkeypatch):
     """The seconds that the judge would have slept."""
     slept: list[float] = []
-    monkeypatch.setattr(anthropic_messages.time, "sleep", slept.append)
+    monkeypatch.setattr(retry.time, "sleep", slept.append)
     return slept
 
 
@@ -145,10 +146,10 @@ def test_a_closed_port_is_a_fault(pauses):
         ("7", 7.0, 8.0),
         ("0", 0.0, 1.0),
         ("4294967", MAX_RETRY_AFTER, MAX_RETRY_AFTER + 1.0),
-        ("-3", 0.5, 1.0),
-        ("nan", 0.5, 1.0),
-        ("inf", 0.5, 1.0),
-        ("soon", 0.5, 1.0),
+        ("-3", 0.0, 1.0),
+        ("nan", 0.0, 1.0),
+        ("inf", 0.0, 1.0),
+        ("soon", 0.0, 1.0),
         ("Wed, 01 Jan 2020 00:00:00 GMT", 0.0, 1.0),
         ("Wed, 01 Jan 2120 00:00:00 GMT", MAX_RETRY_AFTER, MAX_RETRY_AFTER + 1.0),
     ],
@@ -169,7 +170,7 @@ def test_pauses_grow_and_stay_under_the_cap(server, pauses):
     server.script(*[overloaded()] * 9, message(VERDICT))
     judge_at(server, max_retries=9).ask([REQUEST])
     for k, pause in enumerate(pauses):
-        assert min(2.0**k, MAX_RETRY_AFTER) / 2 <= pause <= min(2.0**k, MAX_RETRY_AFTER)
+        assert 0.0 <= pause <= min(2.0**k, MAX_RETRY_AFTER)
 
 
 def test_a_server_that_says_do_not_retry_is_believed(server, pauses):

@@ -22,9 +22,21 @@ def test_the_built_in_table_is_dated_and_complete():
     table = load_prices()
     assert re.fullmatch(r"\d{4}-\d\d-\d\d", table.date)
     assert "claude-opus-5-5" in table.models
-    for rates in table.models.values():
-        assert all(rates[kind] > 0 for kind in KINDS)
-        assert rates["cached"] < rates["input"] < rates["output"]
+    for model, rates in table.models.items():
+        assert all(rates[kind] > 0 for kind in (KINDS if model.startswith("claude") else ("input", "output")))
+        assert rates.get("cached", 0) < rates["input"] < rates["output"]
+        assert re.fullmatch(r"\d{4}-\d\d-\d\d", table.date_of(model))
+
+
+def test_every_entry_has_a_date_of_its_own_or_the_tables(tmp_path):
+    path = tmp_path / "prices.yaml"
+    path.write_text(
+        "date: 2027-02-03\nmodels: {mine: {input: 0, output: 1, date: 2027-01-01}, other: {input: 1, output: 1}}"
+    )
+    table = load_prices(path)
+    assert (table.date_of("mine"), table.date_of("other")) == ("2027-01-01", "2027-02-03")
+    assert table.date_of("claude-opus-5-5") == load_prices().date_of("claude-opus-5-5") == load_prices().date
+    assert table.date_of("unknown") is None
 
 
 @given(usages, usages)
@@ -47,6 +59,7 @@ def test_what_is_not_in_the_table_has_no_price():
 def test_a_dated_id_has_the_price_of_its_model():
     usage = Usage(input=1000, output=10)
     assert price("claude-haiku-4-5-20251001", usage) == price("claude-haiku-4-5", usage) is not None
+    assert price("gpt-4o-2024-08-06", usage) == price("gpt-4o", usage) < price("gpt-4o-2024-05-13", usage)
 
 
 def test_a_long_prompt_is_billed_at_its_own_rates():
@@ -79,6 +92,7 @@ def test_a_users_file_is_laid_over_the_table(tmp_path):
         ("models: {m: {input: 1, output: 2, outptu: 3}}", "unknown keys outptu"),
         ("models: {m: {input: -1, output: 2}}", "input is -1"),
         ("models: {m: {input: .nan, output: 2}}", "input is nan"),
+        ("models: {m: {input: 1, output: 2, date: lately}}", "date is 'lately'"),
         ("models: {m: {input: cheap, output: 2}}", "input is 'cheap'"),
         ("models: {m: {input: 1, output: 2, long_prompt: {input: 1, output: 2}}}", "lacks over"),
     ],

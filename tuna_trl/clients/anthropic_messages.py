@@ -8,23 +8,19 @@ of a probabilistic ranking; it has no temperature and no seed, so repeats differ
 
 from __future__ import annotations
 
-import email.utils
 import json
-import math
-import os
-import random
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..errors import BuildError, InputError
+from ..errors import InputError
 from .base import JudgeRequest, Reply, Usage, Verdict
 from .contextual import ContextualProtocol
+from .keys import checked_key, key_hider
 from .prices import load_prices, price
+from .retry import MAX_TRIES, Fault, with_retries
 
 
-MAX_RETRY_AFTER = 60.0  # seconds; the SDK obeys any `retry-after`, and 4.3 million seconds have been seen
 # The API adds text of its own to a request with a schema; the bound on input tokens leaves room for it.
 _OVERHEAD_TOKENS = 2000
 _WAYS_OUT = {
@@ -35,10 +31,6 @@ _WAYS_OUT = {
     404: "Check the model's id (and `base_url`, if you set one).",
     413: "The row is too large for the API: shorten its prompt or lower max_new_tokens.",
 }
-
-
-class _Fault(Exception):
-    """A 200 whose body is no message: torn, empty, HTML, `null`. Retryable."""
 
 
 class AnthropicJudge:
@@ -77,7 +69,7 @@ class AnthropicJudge:
         effort: str | None = "low",
         max_tokens: int = 4096,
         concurrency: int = 4,
-        max_retries: int = 6,
+        max_retries: int = MAX_TRIES - 1,
         base_url: str | None = None,
         api_key: str | None = None,
         timeout: float = 600.0,
@@ -97,7 +89,9 @@ class AnthropicJudge:
         self._max_tokens = max_tokens
         self._max_retries = max_retries
         self._prices = load_prices(prices)
-        self._client = _client(_checked_key(api_key), base_url, timeout)
+        key = _required_key(api_key)
+        self._hide_key = key_hider(key)
+        self._client = _client(key, base_url, timeout)
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, effort, token limit and protocol; neither URL nor key."""
@@ -149,50 +143,25 @@ class AnthropicJudge:
     def _exchange(self, request: JudgeRequest) -> Reply:
         """One reply; transport faults are repeated with growing pauses, everything else is returned or raised."""
         import anthropic
-        import httpx2
 
         body = self._body(request)
-        for tried in range(self._max_retries + 1):
-            retry_after = None
-            try:
-                return _read_reply(self._client.messages.with_raw_response.create(**body))
-            except anthropic.APIStatusError as error:
-                fault = self._hide_key(f"HTTP {error.status_code}: {error.api_message or type(error).__name__}")
-                if not _retryable(error):
-                    raise self._final(error.status_code, fault) from None
-                retry_after = _retry_after(error.response.headers)
-            except (anthropic.APIConnectionError, httpx2.HTTPError, _Fault) as error:
-                fault = self._hide_key(f"{type(error).__name__}: {error}")
-            if tried < self._max_retries:
-                time.sleep(_pause(tried, retry_after))
-        raise BuildError(
-            f"{self.name} gave no reply in {self._max_retries + 1} tries (last: {fault}). Everything received before "
-            "is kept; run the same command again to go on."
+        return with_retries(
+            lambda tried: _read_reply(self._client.messages.with_raw_response.create(**body)),
+            sdk=anthropic,
+            name=self.name,
+            max_retries=self._max_retries,
+            ways_out=_WAYS_OUT,
+            hide=self._hide_key,
         )
 
-    def _final(self, status: int, fault: str) -> Exception:
-        if status in _WAYS_OUT or status == 422:
-            return InputError(f"{self.name} refused the request ({fault}). {_WAYS_OUT.get(status, '')}".rstrip())
-        return BuildError(f"{self.name} refused the request and asked not to be asked again ({fault}).")
 
-    def _hide_key(self, text: str) -> str:
-        """A server's words without the key, should it echo the request."""
-        return text.replace(self._client.api_key, "<key>")
-
-
-def _checked_key(api_key: str | None) -> str:
-    """The key to use; one that no HTTP header can hold is refused here, before an error could quote it."""
-    key = (api_key or os.environ.get("ANTHROPIC_API_KEY") or "").strip()
+def _required_key(api_key: str | None) -> str:
+    key = checked_key(api_key, "ANTHROPIC_API_KEY")
     if not key:
         raise InputError(
             "The Claude judge needs an API key, and the environment variable ANTHROPIC_API_KEY is not set. Set it, or "
             "rank offline and free of charge with the reference judge (judge='reference', ReferenceJudge()), which "
             "compares responses with each row's `reference` answer."
-        )
-    if not all("!" <= character <= "~" for character in key):
-        raise InputError(
-            "ANTHROPIC_API_KEY (or api_key) holds a space, a line break or a character outside ASCII, so it is no API "
-            "key: copy it again."
         )
     return key
 
@@ -219,12 +188,12 @@ def _read_reply(raw: Any) -> Reply:
     try:
         message = json.loads(raw.text())
     except (ValueError, RecursionError) as error:
-        raise _Fault(f"the body is no JSON ({type(error).__name__})") from None
+        raise Fault(f"the body is no JSON ({type(error).__name__})") from None
     if not isinstance(message, Mapping) or message.get("type") != "message":
-        raise _Fault("the body is no message")
+        raise Fault("the body is no message")
     content, usage = message.get("content"), message.get("usage")
     if not isinstance(content, list) or not isinstance(usage, Mapping):
-        raise _Fault("the message has no content or no usage")
+        raise Fault("the message has no content or no usage")
     # A thinking block usually comes first; only text is the verdict.
     blocks = [block for block in content if isinstance(block, Mapping) and block.get("type") == "text"]
     text = "".join(str(block.get("text", "")) for block in blocks)
@@ -244,35 +213,3 @@ def _read_reply(raw: Any) -> Reply:
             thinking=(usage.get("output_tokens_details") or {}).get("thinking_tokens") or 0,
         ),
     )
-
-
-def _retryable(error: Any) -> bool:
-    """Whether the same request may succeed later; the server's own word on it counts more than its status."""
-    asked = error.response.headers.get("x-should-retry")
-    if asked in ("true", "false"):
-        return asked == "true"
-    return error.status_code in (408, 409, 429) or error.status_code >= 500
-
-
-def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that the server asks to wait: `retry-after-ms`, or `retry-after` as seconds or as a date."""
-    for name, unit in (("retry-after-ms", 1000.0), ("retry-after", 1.0)):
-        try:
-            seconds = float(headers[name]) / unit
-        except (KeyError, ValueError):
-            continue
-        return seconds if seconds >= 0 else None  # NaN compares false
-    try:
-        return max(0.0, email.utils.parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
-    except (KeyError, ValueError, OverflowError):
-        return None
-
-
-def _pause(tried: int, retry_after: float | None) -> float:
-    """Seconds to wait after try number `tried` (from 0): 1, 2, 4, 8, ... with jitter, at most [`MAX_RETRY_AFTER`].
-
-    The server's `retry-after` is waited out up to that cap, plus jitter, so that clients do not return as one.
-    """
-    if retry_after is not None and math.isfinite(retry_after):
-        return min(retry_after, MAX_RETRY_AFTER) + random.uniform(0.0, 1.0)
-    return min(2.0**tried, MAX_RETRY_AFTER) * random.uniform(0.5, 1.0)

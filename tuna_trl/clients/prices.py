@@ -29,8 +29,14 @@ class PriceTable:
     models: Mapping[str, Mapping[str, Any]]
 
     def rates(self, model: str) -> Mapping[str, Any] | None:
-        """The entry of a model; an id with a date (`claude-haiku-4-5-20251001`) has the price of the id without."""
-        return self.models.get(model) or self.models.get(re.sub(r"-\d{8}$", "", model))
+        """The entry of a model; an id with a date (`claude-haiku-4-5-20251001`, `gpt-4o-2024-08-06`) has the price of
+        the id without, unless it has its own."""
+        return self.models.get(model) or self.models.get(re.sub(r"-(\d{8}|\d{4}-\d\d-\d\d)$", "", model))
+
+    def date_of(self, model: str) -> str | None:
+        """The day on which the price of `model` was looked up; None for a model without one."""
+        rates = self.rates(model)
+        return None if rates is None else str(rates.get("date", self.date))
 
 
 def load_prices(path: str | Path | None = None) -> PriceTable:
@@ -47,7 +53,9 @@ def load_prices(path: str | Path | None = None) -> PriceTable:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"prices: the price file {path} cannot be read: {error}.") from None
     own = _read(text, str(path))
-    return PriceTable(own.date, {**built_in.models, **own.models})
+    # Each entry keeps the date of the table it is from.
+    dated = {model: {"date": built_in.date, **rates} for model, rates in built_in.models.items()}
+    return PriceTable(own.date, {**dated, **own.models})
 
 
 def price(model: str, usage: Usage, table: PriceTable | None = None) -> float | None:
@@ -101,7 +109,7 @@ def _read(text: str, where: str) -> PriceTable:
 def _check_rates(rates: Any, where: str, *, tier: bool) -> None:
     if not isinstance(rates, Mapping):
         raise InputError(f"{where} is {rates!r}, expected prices by kind ({', '.join(KINDS)}).")
-    allowed = {*KINDS, "over"} if tier else {*KINDS, "long_prompt"}
+    allowed = {*KINDS, "over"} if tier else {*KINDS, "long_prompt", "date"}
     if unknown := sorted(str(key) for key in set(rates) - allowed):
         raise InputError(f"{where} has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(allowed))}.")
     if missing := [kind for kind in ("input", "output", *(["over"] if tier else [])) if kind not in rates]:
@@ -109,5 +117,8 @@ def _check_rates(rates: Any, where: str, *, tier: bool) -> None:
     for key, value in rates.items():
         if key == "long_prompt":
             _check_rates(value, f"{where}: long_prompt", tier=True)
+        elif key == "date":
+            if not re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)):
+                raise InputError(f"{where}: date is {value!r}, expected a day like 2026-11-01.")
         elif isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
             raise InputError(f"{where}: {key} is {value!r}, expected a number of USD per million tokens, 0 or more.")
