@@ -13,7 +13,7 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from .build.judge import JudgeBuildConfig, build_judge_ranked
-    from .build.teacher import TeacherBuildConfig, build_teacher_ranked
+    from .build.teacher import TeacherBuildConfig, build_teacher_folder, build_teacher_ranked
     from .collator import RankedCollator
     from .config import TunaConfig
     from .data.hub import load_ranked, save_ranked
@@ -36,6 +36,7 @@ _WHERE = {
     "TunaConfig": ".config",
     "TunaTrainer": ".trainer",
     "build_judge_ranked": ".build.judge",
+    "build_teacher_folder": ".build.teacher",
     "build_teacher_ranked": ".build.teacher",
     "load_ranked": ".data.hub",
     "normalise_row": ".data.schema",
@@ -59,6 +60,7 @@ __all__ = [
     "TunaConfig",
     "TunaTrainer",
     "build_judge_ranked",
+    "build_teacher_folder",
     "build_teacher_ranked",
     "load_ranked",
     "normalise_row",

@@ -67,6 +67,15 @@ def test_a_cap_of_nothing_lets_free_requests_through_and_no_cap_lets_all():
         unlimited.reserve(1e9)
 
 
+def test_a_total_kept_elsewhere_is_taken_over_and_never_lowers_what_was_spent():
+    budget = Budget(1.0)
+    budget.observe(0.4)
+    budget.observe(0.1)
+    assert budget.spent == 0.4
+    with pytest.raises(BudgetExceeded):
+        budget.reserve(0.7)
+
+
 def test_reservations_leave_no_dust():
     budget = Budget(1.0)
     amounts = [random.Random(k).random() / 50 for k in range(20)]

@@ -9,7 +9,7 @@ from datasets import Dataset, DatasetDict, IterableDataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tuna_trl.build.items import as_splits, prompt_items
+from tuna_trl.build.items import as_splits, check_rows, prompt_items, read_items
 from tuna_trl.data.schema import prompt_id
 from tuna_trl.errors import InputError, SchemaError
 
@@ -52,6 +52,29 @@ def test_equal_prompts_are_counted_and_strings_equal_one_user_turn(texts, limit)
         assert item.occurrence == texts[:i].count(texts[i])
         assert item.prompt_id == prompt_id(item.prompt)
         assert item.reference is None and item.source is None
+
+
+def test_rows_are_read_as_they_are_asked_for():
+    read = []
+
+    def rows():
+        for i in itertools.count():
+            read.append(i)
+            yield {"prompt": f"number {i % 7}"}
+
+    items = read_items(rows())
+    occurrences = [next(items).occurrence for _ in range(20)]
+    assert read == list(range(20)) and occurrences == [i // 7 for i in range(20)]
+
+
+def test_every_row_is_checked_before_a_build_but_those_of_an_iterator():
+    bad = [*ROWS, {"prompt": ""}]
+    assert check_rows({"train": ROWS, "test": iter(bad)}) == {"train": 5, "test": None}
+    assert check_rows({"train": bad}, limit=5) == {"train": 5}
+    with pytest.raises(SchemaError, match="row 5"):
+        check_rows({"train": bad})
+    stream = IterableDataset.from_generator(lambda: iter(ROWS))
+    assert check_rows({"train": stream}) == {"train": 5} and len(prompt_items(stream)) == 5
 
 
 def test_a_limit_reads_no_further_than_it_needs():

@@ -11,14 +11,16 @@ import sys
 import tempfile
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tuna_trl.build.journal import Journal
-from tuna_trl.errors import BuildError
+from tuna_trl.build.journal import Journal, set_aside
+from tuna_trl.build.leases import Claim
+from tuna_trl.errors import BuildError, InputError
 
 
 json_values = st.recursive(
@@ -36,7 +38,7 @@ records = st.dictionaries(st.text(), json_values, max_size=4)
 def python(script: str, *args, **kwargs) -> subprocess.Popen:
     """A process of its own, that can be killed without harm to this one."""
     root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": str(root)}
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
     command = [sys.executable, "-c", textwrap.dedent(script), *map(str, args)]
     pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     return subprocess.Popen(command, env=environment, **pipes, **kwargs)
@@ -193,3 +195,128 @@ def test_a_journal_locked_by_another_is_a_build_error_not_a_loss(tmp_path):
         other.close()
         journal.put("second", {"a": 2}, kind="samples")
         assert journal.get("first") == {"a": 1} and journal.get("second") == {"a": 2}
+
+
+class TestLeases:
+    def test_one_owner_at_a_time_all_parts_or_none_and_no_lease_on_what_is_there(self, tmp_path):
+        with Journal(tmp_path / "j") as one, Journal(tmp_path / "j") as other:
+            assert one.claim(["a", "b"]).state == "mine"
+            assert one.claim(["a"]).state == "mine"
+            assert other.claim(["b", "c"]).state == "taken"
+            assert other.claim(["c"]).state == "mine"
+            one.put_all({"a": {}}, kind="reply")
+            assert other.claim(["a"]).state == "there"
+            one.release(["b"])
+            assert other.claim(["b"]) == Claim("mine", taken_over=False)
+
+    def test_the_lease_of_a_dead_process_is_taken_over_and_counted(self, tmp_path):
+        script = """
+            import sys
+            from tuna_trl.build.journal import Journal
+            journal = Journal(sys.argv[1])
+            print(journal.claim(["a", "b"]).state, flush=True)
+            sys.stdin.read()
+        """
+        process = python(script, tmp_path / "j", stdin=subprocess.PIPE)
+        assert process.stdout.readline() == "mine\n"
+        with Journal(tmp_path / "j") as journal:
+            assert journal.claim(["a"]).state == "taken"
+            process.kill()
+            process.wait()
+            assert journal.claim(["a", "b"]) == Claim("mine", taken_over=True)
+            assert journal.sent_again() == 1
+            assert journal.claim(["c"]) == Claim("mine", taken_over=False)
+
+    def test_a_lease_whose_term_ran_out_is_taken_over_from_whoever_holds_it(self, tmp_path, monkeypatch):
+        with Journal(tmp_path / "j") as one, Journal(tmp_path / "j") as other:
+            monkeypatch.setattr("tuna_trl.build.leases.TERM", -1.0)
+            one.claim(["a"])
+            assert other.claim(["a"]) == Claim("mine", taken_over=True)
+
+    def test_a_process_id_that_was_given_away_again_does_not_keep_a_lease_alive(self, tmp_path):
+        with Journal(tmp_path / "j") as one, Journal(tmp_path / "j") as other:
+            one.claim(["a"])
+            other._db.execute("UPDATE owners SET started = '1'")
+            assert other.claim(["a"]).taken_over
+
+    def test_the_term_is_renewed_while_the_owner_lives(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("tuna_trl.build.leases._RENEWAL", 0.01)
+        with Journal(tmp_path / "j") as one, Journal(tmp_path / "j") as other:
+            one.claim(["a"])
+            other._db.execute("UPDATE owners SET expires = 0")
+            deadline = time.monotonic() + 30
+            while other._db.execute("SELECT expires FROM owners").fetchone()[0] == 0:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert other.claim(["a"]).state == "taken"
+
+    def test_two_processes_building_at_once_share_the_questions_and_agree(self, tmp_path):
+        script = """
+            import json, os, sys, time
+            from pathlib import Path
+            from doubles.remote import CountingRemote
+            from doubles.samplers import SeedSampler
+            from tuna_trl.build.teacher import TeacherBuildConfig, build_teacher_ranked
+
+            def meet(*_):  # nobody is answered before both have asked
+                Path(f"{sys.argv[1]}.asking-{os.getpid()}").touch()
+                while len(list(Path(sys.argv[1]).parent.glob("*.asking-*"))) < 2:
+                    time.sleep(0.001)
+                time.sleep(0.002)
+
+            remote = sys.argv[2] == "remote"
+            sampler = CountingRemote(before=meet) if remote else SeedSampler(before=meet)
+            config = TeacherBuildConfig(bucket_size=2, window_size=30, journal=sys.argv[1], show_progress=False)
+            rows = build_teacher_ranked([{"prompt": f"q {i}"} for i in range(60)], sampler, config)["train"].to_list()
+            asked = [text for text, _, _ in sampler.requests] if remote else [c[0] for c in sampler.calls]
+            print(json.dumps([asked, rows]))
+        """
+        for kind in ("remote", "local"):
+            (tmp_path / kind).mkdir()
+            running = [python(script, tmp_path / kind / "j", kind) for _ in range(2)]
+            outputs = [process.communicate(timeout=120) for process in running]
+            assert [process.returncode for process in running] == [0, 0], outputs
+            (one, rows), (other, same) = (json.loads(out) for out, _ in outputs)
+            assert one and other
+            assert rows == same and len(rows) == 60
+            asked = [tuple(each) if kind == "local" else each for each in one + other]
+            assert len(asked) == len(set(asked)) == (60 if kind == "remote" else 30)
+
+
+class TestSetAside:
+    def test_it_is_renamed_whole_and_never_deleted(self, tmp_path):
+        path = tmp_path / "journal.sqlite"
+        assert set_aside(path) is None
+        for number in (1, 2):
+            with Journal(path) as journal:
+                journal.put("key", {"number": number}, kind="samples")
+            assert set_aside(path) == tmp_path / f"journal.sqlite.aside-{number}"
+        for number in (1, 2):
+            with Journal(tmp_path / f"journal.sqlite.aside-{number}") as journal:
+                assert journal.get("key") == {"number": number}
+        assert not path.exists()
+
+    def test_a_journal_in_use_is_left_where_it_is(self, tmp_path):
+        with Journal(tmp_path / "j") as journal:
+            journal.claim(["a"])
+            with pytest.raises(InputError, match=rf"in use by process {os.getpid()}"):
+                set_aside(tmp_path / "j")
+        assert set_aside(tmp_path / "j") == tmp_path / "j.aside-1"
+
+
+def test_what_was_spent_adds_up_over_processes_and_only_for_what_was_kept(tmp_path):
+    with Journal(tmp_path / "j") as one, Journal(tmp_path / "j") as other:
+        one.put_all({"a": {}, "b": {}}, kind="reply", cost=0.5)
+        other.put_all({"c": {}}, kind="reply", cost=0.25)
+        assert one.spent() == other.spent() == 0.75
+
+
+def test_a_journal_of_an_older_version_is_read_and_gone_on_with(tmp_path):
+    with sqlite3.connect(tmp_path / "j") as db:
+        db.execute("CREATE TABLE replies (key TEXT PRIMARY KEY, kind TEXT NOT NULL, record TEXT NOT NULL)")
+        db.execute("INSERT INTO replies VALUES ('a', 'samples', '{\"x\":1}')")
+    db.close()
+    with Journal(tmp_path / "j") as journal:
+        assert journal.get("a") == {"x": 1} and journal.place("p") is None
+        journal.put("b", {}, kind="samples", places=["p", "q"])
+        assert journal.place("q") == ("b", 1)

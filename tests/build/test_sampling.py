@@ -21,7 +21,8 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from tuna_trl.build.journal import Journal
-from tuna_trl.build.sampling import Diversity, draw, prompt_items, sample_seed
+from tuna_trl.build.processes import Share
+from tuna_trl.build.sampling import Ask, Diversity, draw, draw_each, prompt_items, sample_seed
 from tuna_trl.clients.base import Sample, Sampling
 from tuna_trl.clients.local import TransformersSampler
 from tuna_trl.errors import BuildError, InputError
@@ -168,8 +169,9 @@ class TestJournal:
             assert sample.text == "half \ufffd of a pair"
             assert sample.token_logprobs[0] == -1.0 and all(map(math.isnan, sample.token_logprobs[1:]))
 
-    def test_whoever_journals_first_is_believed_by_both(self, tmp_path):
+    def test_whoever_journals_first_is_believed_by_both_though_a_lease_ran_out(self, tmp_path, monkeypatch):
         path = tmp_path / "journal.sqlite"
+        monkeypatch.setattr("tuna_trl.build.leases.TERM", -1.0)
         mine = SeedSampler(lambda *_: Sample("mine", (-1.0,), "stop"))
         theirs = SeedSampler(
             lambda *_: Sample("theirs", (-1.0,), "stop"),
@@ -214,6 +216,139 @@ ANSWERS = ["the red fox ran", "the red fox sat", "a blue whale swims", "stones d
 def answer(text, temperature, seed, place):
     noise = hashlib.sha256(f"{text}|{temperature}|{seed}".encode()).digest()
     return Sample(ANSWERS[noise[0] % len(ANSWERS)], (-noise[1] / 9 - 0.1,), "stop")
+
+
+def read_from(source, taken):
+    for item in source:
+        taken.append(item)
+        yield item
+
+
+ASK = Ask(3, Sampling(), 7, bucket_size=2)
+
+
+class TestWindows:
+    @settings(max_examples=40, deadline=None)
+    @given(
+        texts=st.lists(st.text("abc", min_size=1, max_size=6), min_size=1, max_size=12),
+        window=st.integers(1, 13),
+        size=st.integers(1, 4),
+    )
+    def test_each_window_is_drawn_by_itself_and_the_samples_are_those_of_one_window(self, texts, window, size):
+        items, sampler, taken = prompt_items([{"prompt": text} for text in texts]), SeedSampler(), []
+        ask, calls = Ask(2, Sampling(), 7, bucket_size=size), []
+        with Journal(":memory:") as journal:
+            options = dict(journal=journal, window_size=window, show_progress=False)
+            found = []
+            for drawn in draw_each(read_from(items, taken), sampler, ask, **options):
+                assert len(taken) <= -(-(len(found) + 1) // window) * window
+                found.append(drawn)
+        assert found == drawn_from(items, SeedSampler(), n=2, bucket_size=size)
+        for start in range(0, len(texts), window):
+            part = texts[start : start + window]
+            order = sorted(range(len(part)), key=lambda i: (len(part[i]), i))
+            calls += [tuple(part[i] for i in order[k : k + size]) for k in range(0, len(part), size)]
+        assert [call[0] for call in sampler.calls] == calls
+
+    def test_a_window_size_below_one_is_refused(self):
+        with Journal(":memory:") as journal, pytest.raises(InputError, match="`window_size` must be at least 1"):
+            list(draw_each(ITEMS, SeedSampler(), ASK, journal=journal, window_size=0))
+
+    def test_a_bad_lease_is_given_back_when_a_bucket_fails(self, tmp_path):
+        with Journal(tmp_path / "j") as journal, Journal(tmp_path / "j") as other:
+            with pytest.raises(Stop):
+                drawn_from(ITEMS, SeedSampler(before=stop_at(1)), journal)
+            assert len(drawn_from(ITEMS, SeedSampler(), other)) == 7
+            assert other.sent_again() == 0
+
+
+class TestLongerBuilds:
+    @settings(max_examples=40, deadline=None)
+    @given(limits=st.lists(st.integers(1, 7), min_size=1, max_size=4), size=st.integers(1, 4))
+    def test_a_longer_build_asks_only_for_what_shorter_ones_have_not(self, limits, size):
+        with Journal(":memory:") as journal:
+            asked = set()
+            for limit in [*limits, 7]:
+                sampler = SeedSampler()
+                found = drawn_from(ITEMS[:limit], sampler, journal, bucket_size=size)
+                assert found == drawn_from(ITEMS[:limit], SeedSampler(), bucket_size=size)
+                fresh = [seeds for call in sampler.calls for seeds in call[3]]
+                assert asked.isdisjoint(fresh) and len(fresh) == len(set(fresh))
+                asked.update(fresh)
+            assert len(asked) == 7
+
+    def test_a_changed_prompt_leaves_its_neighbours_alone(self):
+        with Journal(":memory:") as journal:
+            drawn_from(ITEMS, SeedSampler(), journal)
+            sampler = SeedSampler()
+            drawn_from(prompt_items([{"prompt": text} for text in ["new", *TEXTS[1:]]]), sampler, journal)
+            assert [call[0] for call in sampler.calls] == [("new",)]
+
+    def test_a_longer_build_killed_and_gone_on_with_is_the_one_that_was_not(self):
+        def longer(journal, stop=None):
+            sampler = SeedSampler(before=stop_at(stop))
+            try:
+                return drawn_from(ITEMS, sampler, journal), sampler.calls
+            except Stop:
+                return None, sampler.calls
+
+        with Journal(":memory:") as one, Journal(":memory:") as other:
+            for journal in (one, other):
+                drawn_from(ITEMS[:3], SeedSampler(), journal)
+            whole = longer(one)
+            first, second = longer(other, stop=1), longer(other)
+        assert first[0] is None and second[0] == whole[0]
+        assert first[1] + second[1] == whole[1]
+
+
+class TestRetries:
+    @staticmethod
+    def failing(seeds):
+        def make(text, temperature, seed, place):
+            bad = text == "short" and seed in seeds
+            return Sample("odd", (), "stop") if bad else SeedSampler._sample(text, temperature, seed, place)
+
+        return SeedSampler(make)
+
+    def test_what_failed_is_drawn_again_with_new_seeds_once_a_run_and_then_counts(self):
+        first = {sample_seed(7, ITEMS[i], 1, k) for i in (1, 3) for k in range(3)}
+        second = {sample_seed(7, ITEMS[1], 1001, k) for k in range(3)}
+        failed = dict(failed=lambda drawn: not all(s.token_logprobs for s in drawn.samples))
+        with Journal(":memory:") as journal:
+
+            def run(seeds, retry):
+                sampler = self.failing(seeds)
+                options = dict(journal=journal, retry=retry, show_progress=False, **failed)
+                found = list(draw_each(ITEMS, sampler, ASK, **options))
+                return [i for i, drawn in enumerate(found) if failed["failed"](drawn)], sampler.calls
+
+            assert run(first, False)[0] == [1, 3]
+            assert run(first, False) == ([1, 3], [])
+            still, calls = run(first | second, True)
+            assert still == [1] and [call[0] for call in calls] == [("short",), ("short",)]
+            assert run(first | second, False) == ([1], [])
+            still, calls = run(first | second, True)
+            assert still == [] and [call[0] for call in calls] == [("short",)]
+            assert run(first | second, False) == ([], [])
+
+
+class TestShares:
+    def test_helpers_draw_what_the_first_has_not_begun_and_yield_nothing(self, tmp_path):
+        helper, first = SeedSampler(), SeedSampler()
+        with Journal(tmp_path / "j") as journal:
+            options = dict(journal=journal, window_size=4, show_progress=True)
+            assert list(draw_each(ITEMS, helper, ASK, share=Share(1, 2), **options)) == []
+            found = list(draw_each(ITEMS, first, ASK, share=Share(0, 2), **options))
+        assert len(helper.calls) == 4 and first.calls == [] and len(found) == 7
+
+    def test_each_begins_with_buckets_of_its_own(self, tmp_path):
+        orders = []
+        for rank in range(2):
+            sampler = SeedSampler()
+            with Journal(tmp_path / str(rank)) as journal:
+                list(draw_each(ITEMS, sampler, ASK, journal=journal, share=Share(rank, 2), show_progress=False))
+            orders.append([call[0] for call in sampler.calls])
+        assert set(orders[0][:2]).isdisjoint(orders[1][:2]) and sorted(orders[0]) == sorted(orders[1])
 
 
 class TestDiversity:
@@ -283,13 +418,11 @@ class TestProgress:
         with Journal(":memory:") as journal:
             with pytest.raises(Stop):
                 drawn_from(ITEMS, SeedSampler(before=stop_at(3)), journal, show_progress=True)
-            assert capfd.readouterr().err.splitlines() == [
-                "Sampling from seed-sampler: 4 to go (0 of 4 buckets were already in the journal)."
-            ]
+            assert capfd.readouterr().err.splitlines() == ["Sampling from seed-sampler: 7 prompts to go."]
             drawn_from(ITEMS, SeedSampler(), journal, show_progress=True)
         assert capfd.readouterr().err.splitlines() == [
-            "Sampling from seed-sampler: 1 to go (3 of 4 buckets were already in the journal).",
-            "Sampling from seed-sampler: done.",
+            "Sampling from seed-sampler: 7 prompts to go.",
+            "Sampling from seed-sampler: done (3 of 4 buckets were already in the journal).",
         ]
 
     def test_nothing_is_said_when_not_asked_to(self, capfd):

@@ -151,6 +151,7 @@ def test_rows_are_full_and_keep_what_came_with_the_prompt():
         "sampling": {"temperature": 1.0, "top_p": 0.9, "top_k": 0, "max_new_tokens": 256},
         "seed": 3,
         "bucket_size": 16,
+        "window_size": 4096,
         "length_exponent": 1.0,
         "include_eos": True,
         "rank_truncated": False,
@@ -189,6 +190,20 @@ def test_a_second_build_asks_nothing_and_without_a_journal_everything(tmp_path):
         builds.append((len(sampler.calls), build_teacher_ranked(rows, sampler, config)["train"].to_list(), sampler))
     assert [len(sampler.calls) for _, _, sampler in builds] == [3, 0, 3]
     assert builds[0][1] == builds[1][1] == builds[2][1]
+
+
+def test_a_failed_row_is_drawn_again_only_on_request(tmp_path):
+    good = Sample("fine", (-1.0,), "stop")
+    options = dict(num_responses=2, journal=tmp_path / "j", show_progress=False)
+    statuses, calls = [], []
+    for answer, retry in [(Sample("odd", (), "stop"), False), (good, False), (good, True), (good, False)]:
+        sampler = SeedSampler(lambda text, t, seed, place, answer=answer: answer if text == "b" else good)
+        config = TeacherBuildConfig(retry_failed=retry, **options)
+        rows = build_teacher_ranked([{"prompt": "a"}, {"prompt": "b"}], sampler, config)["train"]
+        statuses.append([row["status"] for row in rows])
+        calls.append([call[0] for call in sampler.calls])
+    assert statuses == [["ok", "failed"], ["ok", "failed"], ["ok", "ok"], ["ok", "ok"]]
+    assert calls == [[("a", "b")], [], [("b",)], []]
 
 
 def test_a_bad_row_stops_the_build_before_anything_is_drawn():
@@ -259,6 +274,9 @@ def test_the_same_build_writes_the_same_bytes(tmp_path, tiny_llama, tiny_tokeniz
         ({"tie_delta": -0.1}, "`tie_delta` is -0.1"),
         ({"bucket_size": 0}, "`bucket_size` is 0"),
         ({"limit": 0}, "`limit` is 0"),
+        ({"window_size": 0}, "`window_size` is 0"),
+        ({"max_cost": -1.0}, "`max_cost` is -1.0"),
+        ({"max_cost": math.nan}, "`max_cost` is nan"),
     ],
 )
 def test_values_out_of_range_are_refused_by_name(values, message):

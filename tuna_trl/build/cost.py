@@ -32,6 +32,11 @@ class Budget:
         with self._changed:
             self.spent += amount
 
+    def observe(self, total: float) -> None:
+        """Take over a total that is kept elsewhere (in the journal, by all who share it), where it is larger."""
+        with self._changed:
+            self.spent = max(self.spent, total)
+
     def reserve(self, worst: float) -> None:
         """Set `worst` aside for a request about to be sent; each call is followed by one [`settle`].
 

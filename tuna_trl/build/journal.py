@@ -2,28 +2,41 @@
 
 One SQLite file a build, write-ahead log, so that a `kill -9` loses at most what had not arrived yet. Keys are sha256
 digests of the canonical request ([`tuna_trl.data.schema.digest`]): a changed prompt or parameter is a new key, an
-unchanged one is never asked for again. No URL and no API key ever goes in.
+unchanged one is never asked for again. No URL and no API key ever goes in. Several processes of one machine may share
+the file (`leases.py`); SQLite's log cannot be shared between machines.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..data.schema import canonical_json
-from ..errors import BuildError
+from ..errors import BuildError, InputError
+from .leases import SCHEMA, Claim, Leases
 
 
-_SCHEMA = """
+_SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS replies (
     key TEXT PRIMARY KEY,     -- digest of the canonical request
-    kind TEXT NOT NULL,       -- samples | judgment
+    kind TEXT NOT NULL,       -- samples | reply | failure | judgment
     record TEXT NOT NULL      -- canonical JSON
 ) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS places (
+    key TEXT PRIMARY KEY,     -- digest of one prompt of a bucket
+    reply TEXT NOT NULL,      -- key of the bucket that answered it
+    place INTEGER NOT NULL    -- and its place there
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS totals (
+    name TEXT PRIMARY KEY,    -- spent: USD, by all replies in this file; sent_again: requests, see `sent_again`
+    value REAL NOT NULL
+) WITHOUT ROWID;
+{SCHEMA}
 """
 
 
@@ -31,8 +44,8 @@ class Journal:
     """A key-value store of received replies that survives a kill at any instant.
 
     Args:
-        path: the SQLite file; its folder is created. Two processes may have it open at once (a writer waits up to
-            60 seconds for the other's commit).
+        path: the SQLite file; its folder is created. Processes of one machine may have it open at once (a writer
+            waits up to 60 seconds for another's commit).
 
     Raises:
         BuildError: the file cannot be opened, read or written (a full disk, a folder without write permission, a
@@ -45,49 +58,161 @@ class Journal:
         self._lock = threading.Lock()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(self.path, timeout=60.0, check_same_thread=False, isolation_level=None)
-            self._db.execute("PRAGMA journal_mode=WAL")
+            self._db = _connect(self.path)
             # FULL: a commit is on disk before `put` returns, so that a power cut loses no paid reply either.
             self._db.execute("PRAGMA synchronous=FULL")
             self._db.executescript(_SCHEMA)
+            if self.in_memory:
+                self._claims_db, claims_lock = self._db, self._lock
+            else:
+                self._claims_db, claims_lock = _connect(self.path), threading.Lock()
+                self._claims_db.execute("PRAGMA synchronous=NORMAL")
         except (sqlite3.Error, OSError) as error:
             raise BuildError(f"The journal {self.path} could not be opened: {error}.") from error
+        self._leases = Leases(self._claims_db, claims_lock, renew=not self.in_memory)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether nothing is written to a file."""
+        return str(self.path) == ":memory:"
 
     def get(self, key: str) -> dict[str, Any] | None:
         """The record journalled under `key`, or None."""
-        try:
-            with self._lock:
-                row = self._db.execute("SELECT record FROM replies WHERE key = ?", (key,)).fetchone()
-        except sqlite3.Error as error:
-            raise BuildError(f"The journal {self.path} could not be read: {error}.") from error
+        row = self._read("SELECT record FROM replies WHERE key = ?", (key,))
         return None if row is None else json.loads(row[0])
 
-    def put(self, key: str, record: Mapping[str, Any], *, kind: str) -> None:
-        """Write a record and commit; a key that is already there keeps its first record."""
+    def place(self, key: str) -> tuple[str, int] | None:
+        """Where a prompt was answered: the key of its bucket and its place there; None if nowhere."""
+        return self._read("SELECT reply, place FROM places WHERE key = ?", (key,))
+
+    def put(self, key: str, record: Mapping[str, Any], *, kind: str, places: Sequence[str] = ()) -> None:
+        """Write a record and commit; a key that is already there keeps its first record.
+
+        Args:
+            places: keys of the prompts that the record answers, in order, for [`place`].
+        """
+        self.put_all({key: record}, kind=kind, places=[(place, key, i) for i, place in enumerate(places)])
+
+    def put_all(
+        self,
+        records: Mapping[str, Mapping[str, Any]],
+        *,
+        kind: str,
+        cost: float = 0.0,
+        places: Iterable[tuple[str, str, int]] = (),
+    ) -> None:
+        """Write the parts of one reply in one commit, and give back the leases on them.
+
+        Args:
+            cost: USD that the reply cost; see [`spent`].
+        """
+        rows = [(key, kind, canonical_json(record)) for key, record in records.items()]
         try:
             with self._lock:
-                self._db.execute(
-                    "INSERT OR IGNORE INTO replies (key, kind, record) VALUES (?, ?, ?)",
-                    (key, kind, canonical_json(record)),
-                )
+                self._db.execute("BEGIN IMMEDIATE")
+                try:
+                    self._db.executemany("INSERT OR IGNORE INTO replies (key, kind, record) VALUES (?, ?, ?)", rows)
+                    self._db.executemany("INSERT OR IGNORE INTO places VALUES (?, ?, ?)", places)
+                    self._db.executemany("DELETE FROM claims WHERE key = ?", [(key,) for key in records])
+                    if cost:
+                        self._db.execute(
+                            "INSERT INTO totals VALUES ('spent', ?) "
+                            "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
+                            (cost,),
+                        )
+                    self._db.execute("COMMIT")
+                except BaseException:
+                    if self._db.in_transaction:
+                        self._db.execute("ROLLBACK")
+                    raise
         except sqlite3.Error as error:
             raise BuildError(
                 f"A reply could not be written to the journal {self.path}: {error}. What was journalled before is "
                 "safe; free some space and run the same command again to go on from there."
             ) from error
 
+    def spent(self) -> float:
+        """USD that the replies in this file cost, whoever asked for them."""
+        row = self._read("SELECT value FROM totals WHERE name = 'spent'", ())
+        return 0.0 if row is None else row[0]
+
+    def sent_again(self) -> int:
+        """Requests, of all runs on this file, that were sent again because the run that sent them first had died."""
+        row = self._read("SELECT value FROM totals WHERE name = 'sent_again'", ())
+        return 0 if row is None else int(row[0])
+
+    def claim(self, keys: Sequence[str]) -> Claim:
+        """Take a lease on one request (the keys of its parts), to be ended by [`put_all`] or [`release`]."""
+        try:
+            return self._leases.claim(keys)
+        except sqlite3.Error as error:
+            raise BuildError(f"The journal {self.path} could not be written: {error}.") from error
+
+    def release(self, keys: Sequence[str]) -> None:
+        """Give back a lease on what was not answered."""
+        try:
+            self._leases.release(keys)
+        except sqlite3.Error as error:
+            raise BuildError(f"The journal {self.path} could not be written: {error}.") from error
+
     def count(self, kind: str | None = None) -> int:
         """How many replies are journalled, of one kind or in all."""
         query = "SELECT COUNT(*) FROM replies" + ("" if kind is None else " WHERE kind = ?")
-        with self._lock:
-            return self._db.execute(query, () if kind is None else (kind,)).fetchone()[0]
+        return self._read(query, () if kind is None else (kind,))[0]
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        try:
+            self._leases.close()
+        except sqlite3.Error as error:
+            raise BuildError(f"The journal {self.path} could not be written: {error}.") from error
+        finally:
+            for db in {id(db): db for db in (self._claims_db, self._db)}.values():
+                with self._lock:
+                    db.close()
+
+    def _read(self, query: str, values: Sequence[Any]) -> Any:
+        try:
+            with self._lock:
+                return self._db.execute(query, values).fetchone()
+        except sqlite3.Error as error:
+            raise BuildError(f"The journal {self.path} could not be read: {error}.") from error
 
     def __enter__(self) -> Journal:
         return self
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def set_aside(path: str | Path) -> Path | None:
+    """Rename a journal, so that the next build begins anew; nothing is deleted.
+
+    Returns:
+        the new name, `<path>.aside-1` or the next that is free; None where there is no journal.
+
+    Raises:
+        InputError: another process is using it.
+        BuildError: it cannot be opened or renamed.
+    """
+    path = Path(path)
+    if not path.exists():
+        return None
+    with Journal(path) as journal:
+        if others := journal._leases.others():
+            raise InputError(f"The journal {path} is in use by process {others[0]}; stop it, or wait for its end.")
+    number = 1
+    while (aside := path.with_name(f"{path.name}.aside-{number}")).exists():
+        number += 1
+    try:
+        for suffix in ("-wal", "-shm", ""):  # the first two are gone when the last user has closed well
+            if (part := Path(f"{path}{suffix}")).exists():
+                os.rename(part, f"{aside}{suffix}")
+    except OSError as error:
+        raise BuildError(f"The journal {path} could not be renamed: {error}.") from error
+    return aside
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    db = sqlite3.connect(path, timeout=60.0, check_same_thread=False, isolation_level=None)
+    db.execute("PRAGMA journal_mode=WAL")
+    return db

@@ -7,13 +7,23 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def progress(title: str, total: int, note: str = "", *, show: bool = True) -> Iterator[Callable[[int], None]]:
+def progress(
+    title: str,
+    total: int | None,
+    note: str = "",
+    *,
+    unit: str = "",
+    closing: Callable[[], str] = str,
+    show: bool = True,
+) -> Iterator[Callable[[int], None]]:
     """Yields `advance(count)`.
 
     Args:
         title: what is being done.
-        total: how much of it there is to do.
+        total: how much of it there is to do; None where that is not known before.
         note: said once at the start ("12 of 40 buckets were already in the journal").
+        unit: what is counted ("prompts").
+        closing: called at the end; what it returns is said there.
         show: False says nothing at all.
     """
     if not show:
@@ -23,11 +33,13 @@ def progress(title: str, total: int, note: str = "", *, show: bool = True) -> It
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True, highlight=False, soft_wrap=True)
-    start = f"{title}: {total} to go" + (f" ({note})." if note else ".")
+    start = f"{title}: {'all' if total is None else total}{unit and ' ' + unit} to go" + (
+        f" ({note})." if note else "."
+    )
     if not console.is_terminal:
         console.print(start, markup=False)
         yield lambda count: None
-        console.print(f"{title}: done.", markup=False)
+        console.print(_end(title, closing()), markup=False)
         return
     if note:
         console.print(start, markup=False)
@@ -35,3 +47,9 @@ def progress(title: str, total: int, note: str = "", *, show: bool = True) -> It
     with Progress(*columns, console=console) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.update(task, advance=count)
+    if said := closing():
+        console.print(_end(title, said), markup=False)
+
+
+def _end(title: str, said: str) -> str:
+    return f"{title}: done" + (f" ({said})." if said else ".")

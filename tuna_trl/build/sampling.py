@@ -1,66 +1,31 @@
-"""Drawing N responses to every prompt, journalled bucket by bucket, so that a killed build goes on where it stood.
+"""Drawing N responses to every prompt from a local sampler, journalled bucket by bucket: a killed build goes on.
 
-The journalled unit is a fixed bucket of prompts cut from the full input, and every sample has a seed of its own. What
-is in one forward pass is thus the same in a resumed build, and so is every float: the dataset is byte-identical. Knows
-samplers by their protocol only, and neither ranks nor datasets.
+The input is read in windows, buckets are cut inside each (`buckets.py`), and only the window at hand is in memory.
+Several processes on one journal share the buckets out by leases. Knows neither ranks nor datasets.
 """
 
 from __future__ import annotations
 
-import hashlib
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, TypeVar
 
-from ..clients.base import Sample, Sampler, Sampling
-from ..data.schema import canonical_json, digest
-from ..errors import BuildError, InputError
+from ..clients.base import Sampler, Sampling
+from ..errors import InputError
+from .buckets import Ask, Diversity, Drawn, bucket_key, cut, draw_bucket, drawn_from, place_keys, sample_seed
 from .diversity import RougeDiversity
 from .items import PromptItem, as_splits, prompt_items
 from .journal import Journal
+from .processes import Share
 from .progress import progress
 
 
-__all__ = ["Diversity", "Drawn", "PromptItem", "as_splits", "draw", "prompt_items", "sample_seed"]
+__all__ = ["Ask", "Diversity", "Drawn", "PromptItem", "as_splits", "draw", "draw_each", "prompt_items", "sample_seed"]
 
-
-@dataclass(frozen=True)
-class Diversity:
-    """Draw a prompt again while its responses are too alike (the Tuna paper's sampler and its released defaults).
-
-    After each try, prompts whose largest pairwise ROUGE-L is at or above `threshold` are drawn again with the
-    temperature raised by `temperature_step`, up to `max_tries` tries in all. The first set below the threshold is
-    kept; if there is none, the set with the lowest mean pairwise ROUGE-L. (The released code, LMOps/tuna, stops there
-    too, but keeps the lowest mean of all tries, which may be that of a set that failed.)
-    """
-
-    threshold: float = 0.8
-    temperature_step: float = 0.1
-    max_tries: int = 3
-
-    def __post_init__(self) -> None:
-        if not 0 < self.threshold <= 1:
-            raise InputError(f"`diversity.threshold` must be in (0, 1], got {self.threshold}.")
-        if not self.temperature_step >= 0:
-            raise InputError(f"`diversity.temperature_step` must be 0 or more, got {self.temperature_step}.")
-        if self.max_tries < 1:
-            raise InputError(f"`diversity.max_tries` must be at least 1, got {self.max_tries}.")
-
-
-@dataclass(frozen=True)
-class Drawn:
-    """The responses kept for one prompt.
-
-    `temperature` is the one they were drawn at, `tries` how often the prompt was drawn, `max_rouge` their largest
-    pairwise ROUGE-L (None without a diversity check).
-    """
-
-    item: PromptItem
-    samples: tuple[Sample, ...]
-    temperature: float
-    tries: int
-    max_rouge: float | None
+WINDOW = 4096  # prompts; sorted by length inside, 256 buckets of 16 differ little in length and the tail is < 0.4 %
+T = TypeVar("T")
 
 
 def draw(
@@ -75,144 +40,189 @@ def draw(
     diversity: Diversity | None = None,
     show_progress: bool = True,
 ) -> list[Drawn]:
-    """`n` responses to every item, in the order of `items`.
+    """`n` responses to every item, in the order of `items`; see [`draw_each`]."""
+    ask = Ask(n, sampling, seed, bucket_size, diversity)
+    return list(draw_each(items, sampler, ask, journal=journal, total=len(items), show_progress=show_progress))
+
+
+def draw_each(
+    items: Iterable[PromptItem],
+    sampler: Sampler,
+    ask: Ask,
+    *,
+    journal: Journal,
+    finish: Callable[[Drawn], T] = lambda drawn: drawn,
+    failed: Callable[[Drawn], bool] = lambda drawn: False,
+    retry: bool = False,
+    split: str = "train",
+    total: int | None = None,
+    window_size: int = WINDOW,
+    share: Share = Share(),  # noqa: B008 - frozen
+    show_progress: bool = True,
+) -> Iterator[T]:
+    """What `finish` makes of the responses to each item, in the order of `items`, which are read as they are needed.
 
     Args:
-        items: what [`tuna_trl.build.items.prompt_items`] returns.
-        seed: every sample's own seed is derived from this, the prompt, its occurrence, the try and its number.
-        journal: buckets found there are not drawn again; each new one is committed before the next is begun.
-        bucket_size: prompts drawn together, the shortest first. Part of the key: another value draws everything anew.
+        items: what [`tuna_trl.build.items.read_items`] yields.
+        journal: buckets found there are not drawn again; each new one is committed before the next is begun. Prompts
+            that an earlier build with other neighbours (a shorter one, say) has answered keep that answer.
+        finish: called once a prompt; what it leaves out (log-probs) does not stay in memory.
+        failed: with `retry`, prompts for which it is true are drawn once more, with new seeds; what such a retry of an
+            earlier run gave counts in every run.
+        total: number of items, for the progress bar.
+        window_size: items among which buckets are cut, the shortest first, and which are in memory at once.
+        share: this process and how many there are; all but the first draw, and yield nothing.
 
     Raises:
         BuildError: the sampler returned another number of responses than asked for, or the journal cannot be written.
     """
-    buckets = _buckets(items, sampler, bucket_size)
-    fingerprint = sampler.fingerprint()
-    keys = [_key(fingerprint, [items[i] for i in b], n, sampling, seed, diversity) for b in buckets]
-    records = [journal.get(key) for key in keys]
-    missing = [b for b, record in enumerate(records) if record is None]
-    note = f"{len(buckets) - len(missing)} of {len(buckets)} buckets were already in the journal"
-    judge = RougeDiversity()
-    with progress(f"Sampling from {sampler.name}", len(missing), note, show=show_progress) as advance:
-        for b in missing:
-            bucket = [items[i] for i in buckets[b]]
-            record = _draw_bucket(bucket, sampler, n, sampling, seed, diversity, judge)
-            journal.put(keys[b], record, kind="samples")
-            # Read back: if another process was first, its record stands, here as in every later build.
-            records[b] = journal.get(keys[b])
-            advance(1)
-    drawn: list[Drawn | None] = [None] * len(items)
-    for bucket, record in zip(buckets, records, strict=True):
-        for i, entry in zip(bucket, record["prompts"], strict=True):
-            samples = tuple(_sample_from_json(sample) for sample in entry["samples"])
-            drawn[i] = Drawn(items[i], samples, entry["temperature"], entry["tries"], entry["max_rouge"])
-    return drawn
+    if window_size < 1:
+        raise InputError(f"`window_size` must be at least 1, got {window_size}.")
+    windows = Windows(sampler, ask, journal, finish, failed, retry and share.first, split, share)
+    title = f"Sampling from {sampler.name}"
+    with progress(
+        title, total, unit="prompts", closing=windows.said, show=show_progress and share.first
+    ) as windows.advance:
+        source = iter(items)
+        while window := list(islice(source, window_size)):
+            yield from windows.draw(window)
 
 
-def sample_seed(seed: int, item: PromptItem, attempt: int, sample: int) -> int:
-    """The seed of one sample: 63 bits of a sha256, so that it fits the signed integers of every server.
+@dataclass
+class Bucket:
+    """A bucket of the window at hand: its places there, its key."""
 
-    Args:
-        attempt: 1, 2, ... (with a diversity check).
-        sample: 0, 1, ... n - 1.
-    """
-    text = canonical_json([seed, item.prompt_id, item.occurrence, attempt, sample])
-    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+    places: list[int]
+    key: str
 
 
-def _buckets(items: Sequence[PromptItem], sampler: Sampler, bucket_size: int) -> list[list[int]]:
-    """Places in `items`, sorted by prompt length then place, in groups of `bucket_size`."""
-    if bucket_size < 1:
-        raise InputError(f"`bucket_size` must be at least 1, got {bucket_size}.")
-    lengths = sampler.prompt_lengths([item.prompt for item in items])
-    order = sorted(range(len(items)), key=lambda i: (lengths[i], i))
-    return [order[start : start + bucket_size] for start in range(0, len(order), bucket_size)]
+@dataclass
+class Begun:
+    """The record of a bucket in the making: `rest` are the prompts that are still to be drawn."""
+
+    key: str
+    entries: list[Any]
+    keys: list[str]
+    rest: list[PromptItem]
+
+    def fill(self, record: Mapping[str, Any]) -> None:
+        """Put the entries drawn for `rest` in their places."""
+        drawn = iter(record["prompts"])
+        self.entries = [next(drawn) if entry is None else entry for entry in self.entries]
 
 
-def _key(
-    fingerprint: Mapping[str, Any],
-    bucket: Sequence[PromptItem],
-    n: int,
-    sampling: Sampling,
-    seed: int,
-    diversity: Diversity | None,
-) -> str:
-    return digest(
-        {
-            "kind": "samples",
-            "sampler": fingerprint,
-            "bucket": [[item.prompt_id, item.occurrence] for item in bucket],
-            "n": n,
-            "sampling": asdict(sampling),
-            "seed": seed,
-            "diversity": asdict(diversity) if diversity else None,
-        }
-    )
+class Windows:
+    """Draws window after window; keeps the counts that are said at the end."""
 
+    def __init__(
+        self,
+        sampler: Sampler,
+        ask: Ask,
+        journal: Journal,
+        finish: Callable[[Drawn], Any],
+        failed: Callable[[Drawn], bool],
+        retry: bool,
+        split: str,
+        share: Share,
+    ) -> None:
+        self.sampler, self.ask, self.journal = sampler, ask, journal
+        self.finish, self.failed, self.retry, self.split, self.share = finish, failed, retry, split, share
+        self.fingerprint = sampler.fingerprint()  # once: it reads every weight
+        self.judge = RougeDiversity()
+        self.advance: Callable[[int], None] = lambda count: None
+        self.buckets = self.known = 0
 
-def _draw_bucket(
-    bucket: Sequence[PromptItem],
-    sampler: Sampler,
-    n: int,
-    sampling: Sampling,
-    seed: int,
-    diversity: Diversity | None,
-    judge: RougeDiversity,
-) -> dict[str, Any]:
-    """The journal record of a bucket: one entry per prompt, with the best set of its tries."""
-    best: list[dict[str, Any] | None] = [None] * len(bucket)
-    lowest = [math.inf] * len(bucket)
-    again = list(range(len(bucket)))
-    for attempt in range(1, (diversity.max_tries if diversity else 1) + 1):
-        # Rounded, because 1 + 2 * 0.1 is not 1.2, and temperatures are shown to people.
-        raised = round((attempt - 1) * diversity.temperature_step, 9) if attempt > 1 else 0.0
-        hotter = replace(sampling, temperature=round(sampling.temperature + raised, 9))
-        asked = [bucket[k] for k in again]
-        seeds = [[sample_seed(seed, item, attempt, s) for s in range(n)] for item in asked]
-        sets = _ask(sampler, asked, n, hotter, seeds)
-        still = []
-        for k, samples in zip(again, sets, strict=True):
-            largest, mean = judge.max_mean([s.text for s in samples]) if diversity else (None, 0.0)
-            accepted = diversity is None or largest < diversity.threshold
-            if accepted or mean < lowest[k]:
-                lowest[k] = mean
-                best[k] = {
-                    "samples": [_sample_to_json(sample) for sample in samples],
-                    "temperature": hotter.temperature,
-                    "max_rouge": largest,
-                }
-            best[k]["tries"] = attempt
-            if not accepted:
-                still.append(k)
-        again = still
-        if not again:
-            break
-    return {"prompts": best}
+    def said(self) -> str:
+        """What is said at the end."""
+        words = f"{self.known} of {self.buckets} buckets were already in the journal"
+        again = self.journal.sent_again()
+        return words + (f"; {again} were being drawn when an earlier run ended, and were drawn again" if again else "")
 
+    def survey(self, items: list[PromptItem]) -> tuple[list[Bucket], list[Any]]:
+        """The buckets of a window that are not in the journal, and the results of the others at their places."""
+        lengths = self.sampler.prompt_lengths([item.prompt for item in items])
+        buckets = [
+            Bucket(places, bucket_key(self.fingerprint, [items[i] for i in places], self.ask))
+            for places in cut(lengths, self.ask.bucket_size)
+        ]
+        result: list[Any] = [None] * len(items)
+        missing = []
+        for bucket in buckets:
+            record = self.journal.get(bucket.key)
+            if record is None:
+                missing.append(bucket)
+            else:
+                self._take(bucket, items, record, result)
+        self.buckets += len(buckets)
+        self.known += len(buckets) - len(missing)
+        return missing, result
 
-def _ask(
-    sampler: Sampler, items: Sequence[PromptItem], n: int, sampling: Sampling, seeds: list[list[int]]
-) -> list[list[Sample]]:
-    sets = sampler.sample([item.prompt for item in items], n, sampling, seeds=seeds)
-    counts = [len(samples) for samples in sets]
-    if counts != [n] * len(items):
-        raise BuildError(
-            f"The sampler {sampler.name} was asked for {n} responses to each of {len(items)} prompts and returned "
-            f"{counts}. A server that ignores `n` does that; nothing of this bucket was kept."
-        )
-    return sets
+    def draw(self, items: list[PromptItem]) -> list[Any]:
+        """One window, in its order; nothing for a process that only helps."""
+        missing, result = self.survey(items)
+        # Each process begins with its own, so that they rarely reach for the same one, then helps the others.
+        own = missing[self.share.rank :: self.share.world]
+        due = own + [bucket for bucket in missing if bucket not in own] if self.share.world > 1 else missing
+        while due:
+            taken = [bucket for bucket in due if not self.draw_bucket(bucket, items, result)]
+            if not self.share.first:
+                return []
+            if len(taken) == len(due):  # others are at work on all that is left
+                time.sleep(0.05)
+            due = taken
+        return result if self.share.first else []
 
+    def draw_bucket(self, bucket: Bucket, items: list[PromptItem], result: list[Any]) -> bool:
+        """Draw one bucket, unless another process is about to; False if it is."""
+        claim = self.journal.claim([bucket.key])
+        if claim.state == "taken":
+            return False
+        if claim.state == "mine":
+            try:
+                begun = self.begun(bucket, items)
+                if begun.rest:
+                    begun.fill(draw_bucket(begun.rest, self.sampler, self.ask, self.judge))
+                self.journal.put(bucket.key, {"prompts": begun.entries}, kind="samples", places=begun.keys)
+            except BaseException:
+                self.journal.release([bucket.key])
+                raise
+        # Read back: if another process was first, its record stands, here as in every later build.
+        self._take(bucket, items, self.journal.get(bucket.key), result)
+        return True
 
-def _sample_to_json(sample: Sample) -> dict[str, Any]:
-    """A sample as JSON can hold it: a log-prob that is no number becomes null, half a surrogate pair U+FFFD."""
-    record = sample.to_json()
-    record["text"] = sample.text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    record["token_logprobs"] = [
-        value if value is not None and math.isfinite(value) else None for value in sample.token_logprobs
-    ]
-    return record
+    def begun(self, bucket: Bucket, items: list[PromptItem]) -> Begun:
+        """A bucket with what other buckets, of a build with other neighbours, have answered of it before."""
+        chosen = [items[i] for i in bucket.places]
+        keys = place_keys(self.fingerprint, chosen, self.ask, self.split)
+        entries: list[Any] = [None] * len(chosen)
+        for k, key in enumerate(keys):
+            if (found := self.journal.place(key)) is not None:
+                entries[k] = self.journal.get(found[0])["prompts"][found[1]]
+        return Begun(bucket.key, entries, keys, [item for item, e in zip(chosen, entries, strict=True) if e is None])
 
+    def _take(self, bucket: Bucket, items: list[PromptItem], record: dict[str, Any], result: list[Any]) -> None:
+        self.advance(len(bucket.places))
+        if not self.share.first:
+            return
+        drawn = [drawn_from(items[i], entry) for i, entry in zip(bucket.places, record["prompts"], strict=True)]
+        self._mend(drawn)
+        for i, each in zip(bucket.places, drawn, strict=True):
+            result[i] = self.finish(each)
 
-def _sample_from_json(record: Mapping[str, Any]) -> Sample:
-    logprobs = [math.nan if value is None else value for value in record["token_logprobs"]]
-    return Sample.from_json({**record, "token_logprobs": logprobs})
+    def _mend(self, drawn: list[Drawn]) -> None:
+        """Put what retries gave in the place of what failed; draw another one, once, where that is wanted."""
+        fresh, number = False, 1
+        while bad := [k for k, each in enumerate(drawn) if self.failed(each)]:
+            chosen = [drawn[k].item for k in bad]
+            key = bucket_key(self.fingerprint, chosen, self.ask, number)
+            record = self.journal.get(key)
+            if record is None:
+                if fresh or not self.retry:
+                    return
+                fresh = True
+                record = draw_bucket(chosen, self.sampler, self.ask, self.judge, retry=number)
+                self.journal.put(key, record, kind="samples")
+                record = self.journal.get(key)
+            for k, entry in zip(bad, record["prompts"], strict=True):
+                drawn[k] = drawn_from(drawn[k].item, entry)
+            number += 1

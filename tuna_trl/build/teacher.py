@@ -3,31 +3,37 @@
     score(y) = sum over t of log p(y_t | x, y_<t) / |y| ** length_exponent
 
 Natural logs in nats, at temperature 1 from raw logits, whatever the temperature y was drawn at; |y| counts the scored
-tokens, the end token among them when it was produced. Writes nothing but its journal.
+tokens, the end token among them when it was produced. Prompts go through in windows and rows out in shards, so that
+neither has to fit into memory. Writes its journal and, if it is asked to, the dataset's folder.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
-from ..clients.base import Sample, Sampler, Sampling
-from ..data.schema import competition_ranks, make_row, mark_duplicates, ranked_features
+from ..clients.base import RemoteSampler, Sampler, Sampling
+from ..data.schema import ranked_features
 from ..errors import InputError
+from .buckets import Ask, Drawn
+from .cost import Budget
+from .items import as_splits, check_rows, read_items
 from .journal import Journal
-from .sampling import Drawn, as_splits, draw, prompt_items
+from .processes import Share, my_share
+from .ray_engine import RaySampler
+from .remote import ask_each, check_spending
+from .sampling import draw_each
+from .teacher_rows import row_failed, sum_logprob, teacher_row
 
 
 if TYPE_CHECKING:
-    from datasets import Dataset, DatasetDict
+    from datasets import DatasetDict
 
-
-# What OpenAI's API gives for a token outside its top list; no model assigns it to a token that it drew.
-_NO_LOGPROB = -9999.0
+__all__ = ["TeacherBuildConfig", "build_teacher_folder", "build_teacher_ranked", "sum_logprob"]
 
 
 @dataclass
@@ -43,10 +49,14 @@ class TeacherBuildConfig:
         length_exponent: 1.0 scores the mean log-prob of a token (nats a token), 0.0 the sum, which favours short ones.
         rank_truncated: rank responses cut at `max_new_tokens` like the others; by default they get no rank.
         tie_delta: responses within this distance of the first of their group share its rank (units of the score).
-        bucket_size: prompts drawn together and journalled as one.
-        limit: only the first so many prompts of each split.
-        journal: an SQLite file; a build that finds its buckets there goes on from them. None keeps the journal in
-            memory, so that a build that dies begins anew.
+        bucket_size: prompts drawn together and journalled as one (local teachers).
+        window_size: prompts that are in memory at once and among which buckets of similar length are cut (local
+            teachers). Like `bucket_size` it decides what is in one forward pass, and so the last bits of the floats.
+        limit: only the first so many prompts of each split. A longer build goes on from what a limited one received.
+        journal: an SQLite file; a build that finds its replies there goes on from them. None keeps the journal in
+            memory, so that a build that dies begins anew. Several processes of one machine may share it.
+        retry_failed: ask again, once and with new seeds, for rows that came out as `failed`.
+        max_cost: cap in USD on a paid teacher, what the journal holds included; needed for one (`math.inf`: none).
         show_progress: progress on stderr.
 
     Raises:
@@ -63,18 +73,22 @@ class TeacherBuildConfig:
     rank_truncated: bool = False
     tie_delta: float = 0.0
     bucket_size: int = 16
+    window_size: int = 4096
     limit: int | None = None
     journal: str | Path | None = None
+    retry_failed: bool = False
+    max_cost: float | None = None
     show_progress: bool = True
 
     def __post_init__(self) -> None:
         least = {
             "num_responses": 1, "temperature": 0, "top_k": 0, "max_new_tokens": 1, "length_exponent": 0,
-            "tie_delta": 0, "bucket_size": 1, "limit": 1,
+            "tie_delta": 0, "bucket_size": 1, "window_size": 1, "limit": 1, "max_cost": 0,
         }  # fmt: skip
         for name, minimum in least.items():
             value = getattr(self, name)
-            if value is not None and not minimum <= value < math.inf:  # NaN is in no range
+            infinite = name == "max_cost" and value == math.inf
+            if value is not None and not infinite and not minimum <= value < math.inf:  # NaN is in no range
                 raise InputError(f"TeacherBuildConfig: `{name}` is {value}, expected a number from {minimum} on.")
         if not 0 < self.top_p <= 1:
             raise InputError(f"TeacherBuildConfig: `top_p` is {self.top_p}, expected (0, 1]; 1 cuts nothing.")
@@ -85,141 +99,147 @@ class TeacherBuildConfig:
             )
 
 
-def build_teacher_ranked(prompts: Any, teacher: Sampler, config: TeacherBuildConfig | None = None) -> DatasetDict:
+def build_teacher_ranked(
+    prompts: Any, teacher: Sampler | RemoteSampler, config: TeacherBuildConfig | None = None
+) -> DatasetDict:
     """Draw N responses to each prompt from `teacher` and rank them by their length-normalised log-likelihood.
 
     A response that was cut (finish reason `length`) keeps its log-prob but gets neither score nor rank, unless
     `rank_truncated`. One with a missing, non-finite or placeholder log-prob (-9999) gets none of the three. Equal
     texts share score and rank of the first of them that has any. `status` of a row: `ok`; `partial` if some responses
-    are not ranked; with fewer than two ranked ones `truncated`, or `failed` if none was cut.
+    are not ranked; with fewer than two ranked ones `truncated`, or `failed` if none was cut. A response that a server
+    did not give is left out; `provenance` says why (`failures`).
 
     Args:
         prompts: a Dataset, an IterableDataset, a DatasetDict or a list of rows with `prompt` (a string or messages)
-            and, if there are any, `reference` and `source`.
+            and, if there are any, `reference` and `source`. Read twice (first to check every row), but for an
+            iterator; never held in memory.
         teacher: draws the responses, with log-probs.
         config: see [`TeacherBuildConfig`].
 
     Returns:
         one split for each split of `prompts` (`train` for a Dataset or a list), rows in the order of the prompts,
-        with the columns of [`tuna_trl.data.schema.ranked_features`].
+        with the columns of [`tuna_trl.data.schema.ranked_features`]; beyond a thousand rows memory-mapped from a
+        temporary file, which goes when the process ends.
 
     Raises:
-        InputError: prompts or config are not usable.
+        InputError: prompts or config are not usable, or a paid teacher has no cap.
+        BudgetExceeded: the next request could cost more than what is left of `max_cost`.
         BuildError: the teacher did not return what was asked for, or the journal cannot be written.
     """
     from datasets import DatasetDict
 
-    config = config or TeacherBuildConfig()
-    sampling = Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
-    splits = {name: prompt_items(rows, limit=config.limit) for name, rows in as_splits(prompts).items()}
-    provenance = _provenance(teacher, sampling, config)
-    result = DatasetDict()
-    with Journal(config.journal or ":memory:") as journal:
-        for name, items in splits.items():
-            drawn = draw(
-                items,
-                teacher,
-                n=config.num_responses,
-                sampling=sampling,
-                seed=config.seed,
-                journal=journal,
-                bucket_size=config.bucket_size,
-                show_progress=config.show_progress,
-            )
-            result[name] = _dataset([_row(each, teacher, config, provenance) for each in drawn])
+    from ..data.parquet import spooled
+
+    build = TeacherBuild(prompts, teacher, config or TeacherBuildConfig(), Share())
+    features, result = ranked_features(), DatasetDict()
+    with build.journal() as journal:
+        for name, rows in build.splits(journal):
+            result[name] = spooled(rows, features)
     return result
 
 
-def _row(drawn: Drawn, teacher: Sampler, config: TeacherBuildConfig, provenance: dict[str, Any]) -> dict[str, Any]:
-    samples = drawn.samples
-    duplicate_of = mark_duplicates([sample.text for sample in samples])
-    sums = [sum_logprob(sample) for sample in samples]
-    scores = _scores(samples, sums, duplicate_of, config)
-    ranked = [i for i, score in enumerate(scores) if score is not None]
-    ranks = dict(zip(ranked, competition_ranks([scores[i] for i in ranked], config.tie_delta), strict=True))
-    responses = [
-        {
-            "index": i,
-            "rank": ranks.get(i),
-            "score": scores[i],
-            "model": teacher.name,
-            "content": sample.text,
-            "logprob": sums[i],
-            "num_tokens": len(sample.token_logprobs) or None,
-            "finish_reason": sample.finish_reason,
-            "duplicate_of": duplicate_of[i],
-            "source": "teacher",
-        }
-        for i, sample in enumerate(samples)
-    ]
-    return make_row(
-        drawn.item.prompt,
-        responses,
-        ranking_method="teacher_logprob",
-        ranker=teacher.name,
-        status=_status(samples, len(ranked)),
-        reference=drawn.item.reference,
-        source=drawn.item.source,
-        provenance=provenance | {"occurrence": drawn.item.occurrence},
-    )
+def build_teacher_folder(
+    prompts: Any,
+    teacher: Sampler | RemoteSampler,
+    path: str | Path,
+    config: TeacherBuildConfig | None = None,
+    *,
+    card: Mapping[str, Any] | None = None,
+) -> Path:
+    """As [`build_teacher_ranked`], straight into a folder: rows are written as they are made, and the folder appears
+    whole or not at all. The bytes are those that [`tuna_trl.data.hub.save_ranked`] would write.
 
+    In several processes (`accelerate launch`, `torchrun`; one machine) each draws buckets that the others have not
+    begun, from one journal; the first process writes the folder when all is drawn, the others return when nothing is
+    left to begin, perhaps before it stands. The rows are those of one process.
 
-def sum_logprob(sample: Sample) -> float | None:
-    """The sum of a sample's token log-probs in nats; None if any is missing, not finite or a placeholder (-9999).
+    Args:
+        path: see [`tuna_trl.data.hub.save_ranked`].
+        card: see there.
 
-    A bad one is never left out of the sum: the rest would then pass for a better response.
+    Returns:
+        the absolute path of the folder.
+
+    Raises:
+        InputError, BudgetExceeded, BuildError: see [`build_teacher_ranked`] and [`tuna_trl.data.hub.save_ranked`].
     """
-    values = sample.token_logprobs
-    if not values or not all(value is not None and _NO_LOGPROB < value < math.inf for value in values):
-        return None
-    return math.fsum(values)
+    from ..data.hub import stream_ranked
+
+    config, share = config or TeacherBuildConfig(), my_share()
+    if share.world > 1 and config.journal is None:
+        raise InputError(f"{share.world} processes share their work in a journal: set `journal` to a file.")
+    if share.world > 1 and isinstance(teacher, RemoteSampler):
+        raise InputError("A server is asked from one process, with as many requests at once as `concurrency` says.")
+    build = TeacherBuild(prompts, teacher, config, share)
+    with build.journal() as journal:
+        if share.first:
+            return stream_ranked(build.splits(journal), path, card=card)
+        for _, rows in build.splits(journal):
+            for _ in rows:
+                pass
+    return Path(path).expanduser().absolute()
 
 
-def _scores(
-    samples: Sequence[Sample],
-    sums: Sequence[float | None],
-    duplicate_of: Sequence[int | None],
-    config: TeacherBuildConfig,
-) -> list[float | None]:
-    """Each response's score; None where it is not to be ranked. Equal texts get that of the first that has one."""
-    first: dict[int, float] = {}
-    scores: list[float | None] = []
-    for i, (sample, total) in enumerate(zip(samples, sums, strict=True)):
-        cut = sample.finish_reason == "length" and not config.rank_truncated
-        if total is None or cut:
-            scores.append(None)
-            continue
-        text = i if duplicate_of[i] is None else duplicate_of[i]
-        scores.append(first.setdefault(text, total / len(sample.token_logprobs) ** config.length_exponent))
-    return scores
+class TeacherBuild:
+    """One build: input checked, then rows split by split as they are asked for. `dry_run.py` asks for none."""
+
+    def __init__(self, prompts: Any, teacher: Any, config: TeacherBuildConfig, share: Share) -> None:
+        self.teacher, self.config, self.share = teacher, config, share
+        self.remote = isinstance(teacher, RemoteSampler)
+        self.sampling = Sampling(config.temperature, config.top_p, config.top_k, config.max_new_tokens)
+        self.prompts = as_splits(prompts)
+        self.counts = check_rows(self.prompts, limit=config.limit)
+        if isinstance(teacher, RaySampler) and None in self.counts.values():
+            raise InputError("`prompts` is an iterator, and Ray's engine reads it thrice: pass a Dataset or a list.")
+        self.provenance = _provenance(teacher, self.sampling, config)
+        self.ask = Ask(config.num_responses, self.sampling, config.seed, config.bucket_size)
+
+    def journal(self) -> Journal:
+        return Journal(self.config.journal or ":memory:")
+
+    def splits(self, journal: Journal) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
+        """Name and rows of each split; the rows of one before the next."""
+        config = self.config
+        if self.remote:
+            check_spending(self.teacher, config.max_cost, config.journal)
+        budget = Budget(math.inf if config.max_cost is None else config.max_cost)
+        for name, rows in self.prompts.items():
+            shared = dict(
+                journal=journal,
+                finish=self._row,
+                failed=lambda drawn: row_failed(drawn, config),
+                retry=config.retry_failed,
+                total=self.counts[name],
+                show_progress=config.show_progress,
+            )
+            items = read_items(rows, limit=config.limit)
+            if self.remote:
+                yield name, ask_each(items, self.teacher, self.ask, budget=budget, **shared)
+            else:
+                options = dict(split=name, window_size=config.window_size, share=self.share)
+                if isinstance(self.teacher, RaySampler):
+                    again = read_items(rows, limit=config.limit)
+                    self.teacher.fill(again, self.ask, journal, name, config.window_size, config.show_progress)
+                yield name, draw_each(items, self.teacher, self.ask, **options, **shared)
+
+    def _row(self, drawn: Drawn) -> dict[str, Any]:
+        return teacher_row(drawn, self.teacher.name, self.config, self.provenance)
 
 
-def _status(samples: Sequence[Sample], ranked: int) -> str:
-    if ranked == len(samples):
-        return "ok"
-    if ranked >= 2:
-        return "partial"
-    return "truncated" if any(sample.finish_reason == "length" for sample in samples) else "failed"
-
-
-def _provenance(teacher: Sampler, sampling: Sampling, config: TeacherBuildConfig) -> dict[str, Any]:
+def _provenance(teacher: Any, sampling: Sampling, config: TeacherBuildConfig) -> dict[str, Any]:
     """What the rows came from; no time stamps, so that the same build gives the same bytes."""
     fingerprint = teacher.fingerprint()
+    local = {"bucket_size": config.bucket_size, "window_size": config.window_size}
     return {
         "builder": f"tuna_trl {__version__} teacher",
         "generator": fingerprint,
         "sampling": asdict(sampling),
         "seed": config.seed,
-        "bucket_size": config.bucket_size,
+        **({} if isinstance(teacher, RemoteSampler) else local),
         "length_exponent": config.length_exponent,
         # Whether the end token counts is the client's to say: some servers leave it out of their log-probs.
         "include_eos": fingerprint.get("include_eos", True),
         "rank_truncated": config.rank_truncated,
         "tie_delta": config.tie_delta,
     }
-
-
-def _dataset(rows: list[dict[str, Any]]) -> Dataset:
-    from datasets import Dataset
-
-    return Dataset.from_list(rows, features=ranked_features())

@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 from ..errors import BuildError, InputError
 
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
 
@@ -40,11 +47,13 @@ def replace_folder(target: Path, fill: Callable[[Path], None], *, owned: Collect
         raise InputError(f"{target} is a file; a dataset is written to a folder of its own.")
     if Path.cwd().is_relative_to(target):
         raise InputError(f"{target} is the current folder or holds it; name a folder of its own for the dataset.")
-    staging = None
+    staging = lock = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         staging = target.with_name(f".{target.name}.{secrets.token_hex(6)}")
         staging.mkdir()
+        lock = _lock(staging)
         fill(staging)
         _sync(staging)
         _swap_in(staging, target, owned)
@@ -57,7 +66,35 @@ def replace_folder(target: Path, fill: Callable[[Path], None], *, owned: Collect
     finally:
         if staging is not None:
             shutil.rmtree(staging, ignore_errors=True)
+        if lock is not None:
+            os.close(lock)
     return target
+
+
+def _lock(folder: Path) -> int | None:
+    """A lock on a folder, which ends with the process however that ends; None where it cannot be had."""
+    if fcntl is None:
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:  # held, or a file system without locks
+        os.close(handle)
+        return None
+    return handle
+
+
+def _sweep(target: Path) -> None:
+    """Delete what writers that were killed left beside `target`: a build of a million rows leaves gigabytes."""
+    name = re.compile(re.escape(f".{target.name}.") + "[0-9a-f]{12}")
+    for entry in os.listdir(target.parent):
+        left = target.with_name(entry)
+        # a minute, because another writer may have made its folder and not locked it yet
+        if name.fullmatch(entry) and left.is_dir() and time.time() - left.stat().st_mtime > 60:
+            handle = _lock(left)
+            if handle is not None:
+                shutil.rmtree(left, ignore_errors=True)
+                os.close(handle)
 
 
 def _swap_in(staging: Path, target: Path, owned: Collection[str]) -> None:

@@ -1,6 +1,7 @@
-"""The ranked dataset on disk, in the layout of a Hub repository: `save_ranked` writes it, `load_ranked` reads it back.
+"""The ranked dataset on disk, in the layout of a Hub repository: `save_ranked` and `stream_ranked` write it,
+`load_ranked` reads it back.
 
-`data/<split>-00000-of-00001.parquet` holds the ranked rows (config `default`), `judgments/…` one row per judge reply
+`data/<split>-0000i-of-0000n.parquet` holds the ranked rows (config `default`), `judgments/…` one row per judge reply
 (config `judgments`), README.md the card with the `configs` and `dataset_info` that `datasets.load_dataset` goes by.
 Touches the folder it is given; the network only for an id of the form `owner/name`.
 """
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,11 +57,7 @@ def save_ranked(
         InputError: `path` is a file, the current folder, or holds a README.md or data that are not a dataset of ours.
         BuildError: the disk is full or not writable; what stood at `path` is left whole.
     """
-    from .card import ranked_card
-
-    card = dict(card or {})
-    if unknown := set(card) - {"license", "extra"}:
-        raise InputError(f"`card` has an unknown key {sorted(unknown)[0]!r}; known keys: 'license', 'extra'.")
+    card = _checked_card(card)
     ranked = _as_splits(dataset, "dataset", ranked_features())
     configs = {"default": ranked}
     if isinstance(judgments, Mapping):
@@ -72,10 +69,41 @@ def save_ranked(
     _refuse_foreign(Path(path).expanduser())
 
     def fill(folder: Path) -> None:
-        infos = {config: write_config(splits, folder / _FOLDERS[config]) for config, splits in configs.items()}
-        extra = {**(card.get("extra") or {}), **_yaml_fields(infos)}
-        text = ranked_card(ranked, judgments=configs.get("judgments"), license=card.get("license"), extra=extra)
-        (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
+        infos = {}
+        for config, splits in configs.items():
+            features = next(iter(splits.values())).features
+            infos[config], _ = write_config(splits.items(), features, folder / _FOLDERS[config])
+        _write_card(folder, infos, ranked, configs.get("judgments"), card)
+
+    return replace_folder(Path(path), fill, owned=_OWNED)
+
+
+def stream_ranked(
+    splits: Iterable[tuple[str, Iterable[Mapping[str, Any]]]],
+    path: str | Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+) -> Path:
+    """As [`save_ranked`], with rows that are made while they are written: never more than a few thousand in memory.
+
+    Args:
+        splits: name and rows of each split, complete rows as [`tuna_trl.data.schema.make_row`] makes them; each is
+            read once, after `path` was checked.
+        path, card: see [`save_ranked`]. Equal rows give the same bytes here as there.
+
+    Returns:
+        the absolute path of the folder.
+
+    Raises:
+        InputError: `path` is a file, the current folder, or holds a README.md or data that are not a dataset of ours.
+        BuildError: the disk is full or not writable; what stood at `path` is left whole.
+    """
+    card = _checked_card(card)
+    _refuse_foreign(Path(path).expanduser())
+
+    def fill(folder: Path) -> None:
+        info, written = write_config(splits, ranked_features(), folder / _FOLDERS["default"])
+        _write_card(folder, {"default": info}, written, None, card)
 
     return replace_folder(Path(path), fill, owned=_OWNED)
 
@@ -112,6 +140,23 @@ def load_ranked(
     else:
         dataset = _normalised(_load_from_hub(path_or_id, revision), str(path_or_id))
     return dataset if split is None else _one_split(dataset, split, str(path_or_id))
+
+
+def _checked_card(card: Mapping[str, Any] | None) -> dict[str, Any]:
+    card = dict(card or {})
+    if unknown := set(card) - {"license", "extra"}:
+        raise InputError(f"`card` has an unknown key {sorted(unknown)[0]!r}; known keys: 'license', 'extra'.")
+    return card
+
+
+def _write_card(
+    folder: Path, infos: Mapping[str, DatasetInfo], ranked: Any, judgments: Any, card: Mapping[str, Any]
+) -> None:
+    from .card import ranked_card
+
+    extra = {**(card.get("extra") or {}), **_yaml_fields(infos)}
+    text = ranked_card(ranked, judgments=judgments, license=card.get("license"), extra=extra)
+    (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
 
 
 def _as_splits(dataset: Dataset | DatasetDict, argument: str, ours: Features) -> DatasetDict:

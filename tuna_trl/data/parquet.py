@@ -1,16 +1,24 @@
 """Parquet files of a dataset config: the same rows and features give the same bytes, whatever made the dataset.
 
+Rows are written as they come, a thousand at a time, in shards of a fixed size, so that none has to fit into memory.
 Writes into the folder it is given; knows the types of columns and nothing of their meaning.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
+import os
+import secrets
+import shutil
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
+from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SchemaError
 from .schema import canonical_json
@@ -18,8 +26,9 @@ from .schema import canonical_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from datasets import Dataset, DatasetDict, DatasetInfo, Features
+    from datasets import Dataset, DatasetInfo, Features
 
+SHARD_BYTES = 500_000_000  # Arrow bytes; what the Hub's own writers cut at
 _ROW_GROUP = 1000  # rows; fixed, so that equal rows give equal bytes (the viewer likes groups well below 300 MB)
 
 
@@ -47,11 +56,103 @@ def cast_columns(dataset: Dataset, features: Features, where: str) -> Dataset:
         ) from error
 
 
-def write_config(splits: DatasetDict, folder: Path) -> DatasetInfo:
-    """Write the splits of one config as `folder/<split>-00000-of-00001.parquet`, and describe them.
+class ShardWriter:
+    """Writes the rows of one split as `folder/<split>-0000i-of-0000n.parquet`, each shard as it fills.
+
+    Where shards are cut depends on the rows alone: equal rows, equal bytes. A file that is being written ends in
+    `.part`; names that say how many there are come with [`close`].
+
+    Raises (all methods): OSError when the disk is full or not writable.
+    """
+
+    def __init__(self, folder: Path, split: str, features: Features, *, shard_bytes: int = SHARD_BYTES) -> None:
+        self.folder, self.split, self.features, self.shard_bytes = folder, split, features, shard_bytes
+        self.num_rows = self.num_bytes = 0
+        self._shards: list[Path] = []
+        self._writer: Any = None
+        self._in_shard = 0
+
+    def write(self, table: pa.Table) -> None:
+        """Add rows: a thousand, or at the end fewer."""
+        import pyarrow.parquet as pq
+
+        schema = self.features.arrow_schema
+        rows = _canonical(table.combine_chunks(), self.features).cast(schema)
+        if self._writer is None:
+            # content-defined chunks: a later version of the dataset uploads only what changed
+            self._writer = pq.ParquetWriter(
+                self._part(), schema, use_content_defined_chunking=True, write_page_index=True
+            )
+        self._writer.write_table(rows)
+        self.num_rows += rows.num_rows
+        self.num_bytes += rows.nbytes
+        self._in_shard += rows.nbytes
+        if self._in_shard >= self.shard_bytes:
+            self._end_shard()
+
+    def close(self) -> list[Path]:
+        """End the last shard and give all their names; returns the files in order."""
+        if self._writer is not None:
+            self._end_shard()
+        files = []
+        for i, shard in enumerate(self._shards):
+            files.append(shard.rename(self.folder / f"{self.split}-{i:05d}-of-{len(self._shards):05d}.parquet"))
+        return files
+
+    def _part(self) -> Path:
+        return self.folder / f"{self.split}-{len(self._shards):05d}.part"
+
+    def _end_shard(self) -> None:
+        self._writer.close()
+        self._shards.append(self._part().rename(self._part().with_suffix(".full")))
+        self._writer, self._in_shard = None, 0
+
+
+class ShardRows:
+    """The rows of some Parquet files, read one at a time; what a card needs of a `Dataset`."""
+
+    def __init__(self, files: list[Path], features: Features, num_rows: int) -> None:
+        self.files, self.features, self.num_rows = files, features, num_rows
+
+    def __len__(self) -> int:
+        return self.num_rows
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from datasets import Dataset
+
+        for file in self.files:
+            with pq.ParquetFile(file) as parquet:
+                for batch in parquet.iter_batches(batch_size=_ROW_GROUP):
+                    table = pa.Table.from_batches([batch]).cast(self.features.arrow_schema)
+                    yield from Dataset(table).to_list()
+
+
+def tables(source: Dataset | Iterable[Mapping[str, Any]], features: Features) -> Iterator[pa.Table]:
+    """A dataset, or rows as they come, in Arrow tables of a thousand rows (the last one fewer)."""
+    from datasets import Dataset
+
+    if isinstance(source, Dataset):
+        arrow = source.with_format("arrow")
+        for start in range(0, len(source), _ROW_GROUP):
+            yield arrow[start : start + _ROW_GROUP]
+        return
+    rows = iter(source)
+    while some := list(islice(rows, _ROW_GROUP)):
+        yield Dataset.from_list(some, features=features).with_format("arrow")[:]
+
+
+def write_config(
+    splits: Iterable[tuple[str, Dataset | Iterable[Mapping[str, Any]]]], features: Features, folder: Path
+) -> tuple[DatasetInfo, dict[str, ShardRows]]:
+    """Write the splits of one config as shards in `folder`, in one pass over each, and describe them.
+
+    Args:
+        splits: name and rows, a `Dataset` or dicts as they come.
 
     Returns:
-        a `DatasetInfo` with the features, and the sizes in rows and bytes.
+        a `DatasetInfo` with the features, and the sizes in rows and bytes; and the rows as they now stand there.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -59,32 +160,48 @@ def write_config(splits: DatasetDict, folder: Path) -> DatasetInfo:
     from datasets import DatasetInfo, SplitDict, SplitInfo
 
     folder.mkdir()
-    described = SplitDict()
-    for split, part in splits.items():
-        num_bytes = _write_parquet(part, folder / f"{split}-00000-of-00001.parquet")
-        described[split] = SplitInfo(split, num_bytes=num_bytes, num_examples=len(part))
-    return DatasetInfo(
-        features=next(iter(splits.values())).features,
+    described, written = SplitDict(), {}
+    for split, rows in splits:
+        writer = ShardWriter(folder, split, features)
+        for table in tables(rows, features):
+            writer.write(table)
+        written[split] = ShardRows(writer.close(), features, writer.num_rows)
+        described[split] = SplitInfo(split, num_bytes=writer.num_bytes, num_examples=writer.num_rows)
+    info = DatasetInfo(
+        features=features,
         splits=described,
         download_size=sum(file.stat().st_size for file in folder.iterdir()),
         dataset_size=sum(info.num_bytes for info in described.values()),
     )
+    return info, written
 
 
-def _write_parquet(dataset: Dataset, file: Path) -> int:
-    """Write one split; returns its size in Arrow bytes. The file's bytes depend on rows and features alone."""
-    import pyarrow.parquet as pq
+def spooled(rows: Iterable[Mapping[str, Any]], features: Features) -> Dataset:
+    """Rows as they come, as one `Dataset`: in memory up to a thousand, else memory-mapped from a temporary file.
 
-    schema, num_bytes = dataset.features.arrow_schema, 0
-    arrow = dataset.with_format("arrow")
-    # content-defined chunks: a later version of the dataset uploads only what changed
-    with pq.ParquetWriter(file, schema, use_content_defined_chunking=True, write_page_index=True) as writer:
-        for start in range(0, len(dataset), _ROW_GROUP):
-            rows = arrow[start : start + _ROW_GROUP].combine_chunks()
-            rows = _canonical(rows, dataset.features).cast(schema)
-            writer.write_table(rows)
-            num_bytes += rows.nbytes
-    return num_bytes
+    The file lies in the folder for temporary files and is deleted when the process ends.
+    """
+    import pyarrow as pa
+    from datasets import Dataset
+
+    schema, chunks = features.arrow_schema, tables(rows, features)
+    first, second = next(chunks, None), next(chunks, None)
+    if first is None:
+        return Dataset.from_dict({name: [] for name in features}, features=features)
+    if second is None:
+        return Dataset(first.cast(schema))
+    file = _temporary_folder() / f"{secrets.token_hex(8)}.arrow"
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        for table in chain([first, second], chunks):
+            writer.write_table(table.cast(schema))
+    return Dataset.from_file(str(file))
+
+
+@cache
+def _temporary_folder() -> Path:
+    folder, owner = tempfile.mkdtemp(prefix="tuna_trl-"), os.getpid()
+    atexit.register(lambda: shutil.rmtree(folder, ignore_errors=True) if os.getpid() == owner else None)
+    return Path(folder)
 
 
 @contextmanager
