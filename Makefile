@@ -16,7 +16,7 @@ BENCH ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo bench test lint format clean
+.PHONY: setup demo bench bench-sampling test lint format clean
 
 setup: .venv/.ready
 
@@ -35,6 +35,10 @@ demo: setup
 # one thread: CPU seconds are then the work done, whoever else uses the machine. BENCH="--profile", "--restart", ...
 bench: setup
 	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.bench $(if $(QUICK),--quick) $(BENCH)
+
+# the local sampler against three ways of transformers' generate
+bench-sampling: setup
+	@OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks.sampling $(if $(QUICK),--quick) $(BENCH)
 
 # one thread a worker, as many workers as cores that CI has
 test: setup

@@ -39,3 +39,18 @@ def test_empty_and_readable_answers_do_not_warn():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         RougeDiversity().max_mean(["", "  \n", "plain words", "naïve 你好"])
+
+
+def test_the_unicode_tokenizer_sees_what_rouge_drops():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        criterion = RougeDiversity(tokenizer="unicode")
+        assert criterion.max_mean(["你好,世界", "你好 世界"]) == (1.0, 1.0)
+        assert criterion.max_mean(["你好", "再见"]) == (0.0, 0.0)
+
+
+def test_the_warning_names_the_way_out_only_where_there_is_one():
+    with pytest.warns(UserWarning, match="Set the tokenizer of the diversity check to 'unicode'"):
+        RougeDiversity().max_mean(["你好", "你好"])
+    with pytest.warns(UserWarning, match=r"letters and digits only\), .* whatever they say\.$"):
+        RougeDiversity(tokenizer="unicode").max_mean(["👍", "👍"])

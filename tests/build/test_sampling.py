@@ -481,3 +481,10 @@ def test_an_item_is_what_it_was(tmp_path):
     # `draw` takes any items, not only consecutive ones: occurrence and id come from the item, not from its place
     (moved,) = drawn_from([replace(ITEMS[3], reference="r")], SeedSampler())
     assert moved.samples == drawn_from(ITEMS, SeedSampler())[3].samples
+
+
+def test_the_tokenizer_of_the_diversity_check_is_part_of_the_journals_key_only_where_it_is_not_the_default():
+    assert "tokenizer" not in Diversity().key()
+    assert Diversity(tokenizer="unicode").key()["tokenizer"] == "unicode"
+    with pytest.raises(InputError, match="`diversity.tokenizer` is 'unicod', expected one of rouge, unicode.*unicode"):
+        Diversity(tokenizer="unicod")

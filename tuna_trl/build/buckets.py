@@ -14,8 +14,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from ..clients.base import Sample, Sampler, Sampling
+from ..clients.rouge import TOKENIZERS
 from ..data.schema import canonical_json, digest
-from ..errors import BuildError, InputError
+from ..errors import BuildError, InputError, did_you_mean
 from .diversity import RougeDiversity
 from .items import PromptItem
 
@@ -31,13 +32,25 @@ class Diversity:
     temperature raised by `temperature_step`, up to `max_tries` tries in all. The first set below the threshold is
     kept; if there is none, the set with the lowest mean pairwise ROUGE-L. (The released code, LMOps/tuna, stops there
     too, but keeps the lowest mean of all tries, which may be that of a set that failed.)
+
+    `tokenizer`: "rouge" is rouge_score's (a-z and 0-9, stemmed); "unicode" knows every script.
     """
 
     threshold: float = 0.8
     temperature_step: float = 0.1
     max_tries: int = 3
+    tokenizer: str = "rouge"
+
+    def key(self) -> dict[str, Any]:
+        """What stands in a journal's key; the default tokenizer is left out, as it was before there was another."""
+        return {name: value for name, value in asdict(self).items() if (name, value) != ("tokenizer", "rouge")}
 
     def __post_init__(self) -> None:
+        if self.tokenizer not in TOKENIZERS:
+            raise InputError(
+                f"`diversity.tokenizer` is {self.tokenizer!r}, expected one of {', '.join(TOKENIZERS)}."
+                f"{did_you_mean(self.tokenizer, TOKENIZERS)}"
+            )
         if not 0 < self.threshold <= 1:
             raise InputError(f"`diversity.threshold` must be in (0, 1], got {self.threshold}.")
         if not self.temperature_step >= 0:
@@ -102,7 +115,7 @@ def bucket_key(fingerprint: Mapping[str, Any], bucket: Sequence[PromptItem], ask
             "n": ask.n,
             "sampling": asdict(ask.sampling),
             "seed": ask.seed,
-            "diversity": asdict(ask.diversity) if ask.diversity else None,
+            "diversity": ask.diversity.key() if ask.diversity else None,
             **({"retry": retry} if retry else {}),
         }
     )

@@ -42,6 +42,7 @@ class JudgeBuildConfig:
             0.8); None keeps what comes first.
         temperature_step, max_tries: each redraw adds the step to the temperature; the set with the lowest mean ROUGE-L
             of all tries is kept (the released code: 0.1, 3).
+        rouge_tokenizer: "rouge" knows a-z and 0-9 only; "unicode" every script (Chinese, Arabic, ...).
         bucket_size: prompts a sampler's call; part of what makes a resumed build identical.
         repeats: judgments a row, each in another order of the candidates; with as many repeats as distinct responses
             each response stands at each place once.
@@ -66,6 +67,7 @@ class JudgeBuildConfig:
     rouge_threshold: float | None = 0.8
     temperature_step: float = 0.1
     max_tries: int = 3
+    rouge_tokenizer: str = "rouge"
     bucket_size: int = 16
     repeats: int = 1
     tie_delta: float = 0.0
@@ -160,7 +162,9 @@ def judge_builds(
 def _draw(items: list[PromptItem], student: Sampler, config: JudgeBuildConfig, journal: Journal) -> list[Drawn]:
     diversity = None
     if config.rouge_threshold is not None:
-        diversity = Diversity(config.rouge_threshold, config.temperature_step, config.max_tries)
+        diversity = Diversity(
+            config.rouge_threshold, config.temperature_step, config.max_tries, config.rouge_tokenizer
+        )
     return draw(
         items,
         student,

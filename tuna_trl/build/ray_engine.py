@@ -178,7 +178,8 @@ class _Worker:
     """An actor of the pool: draws buckets."""
 
     def __init__(self, make: Callable[[], Sampler], ask: Ask) -> None:
-        self.sampler, self.ask, self.judge = make(), ask, RougeDiversity()
+        self.sampler, self.ask = make(), ask
+        self.judge = RougeDiversity(ask.diversity.tokenizer if ask.diversity else "rouge")
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[str]]:
         records = []

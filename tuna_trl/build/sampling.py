@@ -128,7 +128,7 @@ class Windows:
         self.sampler, self.ask, self.journal = sampler, ask, journal
         self.finish, self.failed, self.retry, self.split, self.share = finish, failed, retry, split, share
         self.fingerprint = sampler.fingerprint()  # once: it reads every weight
-        self.judge = RougeDiversity()
+        self.judge = RougeDiversity(ask.diversity.tokenizer if ask.diversity else "rouge")
         self.advance: Callable[[int], None] = lambda count: None
         self.buckets = self.known = 0
 

@@ -14,7 +14,7 @@ from typing import NoReturn
 import typer
 
 from ..errors import BuildError, InputError, TrainingMemoryError
-from . import build, demo, env, estimate, merge, train
+from . import build, demo, env, estimate, merge, rank, train
 
 
 app = typer.Typer(
@@ -26,6 +26,7 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(build.app, name="build")
+app.command("rank")(rank.rank)
 app.command("train", context_settings=train.CONTEXT)(train.train)
 app.command("estimate", context_settings=train.CONTEXT)(estimate.estimate)
 app.command("merge")(merge.merge)

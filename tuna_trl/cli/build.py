@@ -144,6 +144,9 @@ def judge(
     num_responses: NumResponses = 4,
     temperature: Temperature = 1.0,
     max_new_tokens: MaxNewTokens = 256,
+    rouge_tokenizer: Annotated[
+        str, typer.Option(help="What tells too similar samples apart: rouge (a-z, 0-9) or unicode (every script).")
+    ] = "rouge",
     repeats: Annotated[int, typer.Option(help="Judgments a row, each in another order of the candidates.")] = 1,
     tie_delta: Annotated[float, typer.Option(help="Scores this close are ties.")] = 0.0,
     max_cost: Annotated[float | None, typer.Option(help="Most that a paid judge may cost, USD.")] = None,
@@ -163,6 +166,7 @@ def judge(
         num_responses=num_responses,
         temperature=temperature,
         max_new_tokens=max_new_tokens,
+        rouge_tokenizer=rouge_tokenizer,
         repeats=repeats,
         tie_delta=tie_delta,
         max_cost=max_cost,

@@ -29,20 +29,25 @@ def draw_tokens(logits: Tensor, uniforms: Tensor, sampling: Sampling) -> tuple[T
         logits = logits.cpu()
     raw = logits.to(torch.promote_types(logits.dtype, torch.float32))
     if sampling.temperature == 0:
-        tokens = raw.argmax(-1)
+        tokens, total = raw.argmax(-1), raw.logsumexp(-1)
     else:
         scores = raw if sampling.temperature == 1 else raw / sampling.temperature
-        tokens = _invert(_cut(scores, sampling), uniforms.to(raw.device))
-    return tokens, raw.gather(-1, tokens[:, None])[:, 0] - raw.logsumexp(-1)
+        scores = _cut(scores, sampling)
+        tokens, total = _invert(scores, uniforms.to(raw.device))
+        if scores is not raw:  # otherwise the sum over the vocabulary that was drawn from is the model's own
+            total = raw.logsumexp(-1)
+    return tokens, raw.gather(-1, tokens[:, None])[:, 0] - total
 
 
-def _invert(scores: Tensor, uniforms: Tensor) -> Tensor:
-    """The inverse of the cumulative distribution `softmax(scores)` at `uniforms`: `(rows,)` int64.
+def _invert(scores: Tensor, uniforms: Tensor) -> tuple[Tensor, Tensor]:
+    """The inverse of the cumulative distribution `softmax(scores)` at `uniforms`: `(rows,)` int64, and the log of the
+    sum of exponentials of `scores`, `(rows,)`.
 
     Searched first among sums of 256 tokens, then within one: a cumulative sum over the whole vocabulary in float64
     takes a third of a decoding step (64 rows x 49,152 tokens, 2 cores).
     """
-    weights = (scores - scores.amax(-1, keepdim=True)).exp_()
+    highest = scores.amax(-1, keepdim=True)
+    weights = (scores - highest).exp_()
     if short := -weights.shape[-1] % _BLOCK:
         weights = torch.nn.functional.pad(weights, (0, short))
     blocks = weights.view(len(weights), -1, _BLOCK)
@@ -52,7 +57,8 @@ def _invert(scores: Tensor, uniforms: Tensor) -> Tensor:
     before = torch.where(block > 0, cumulative.gather(1, (block - 1).clamp(min=0)), 0.0)
     inside = blocks.gather(1, block[..., None].expand(-1, 1, _BLOCK))[:, 0].double().cumsum(-1)
     # NaN compares with nothing and ends up at the far end, which may be padding.
-    return (block * _BLOCK + _first_above(inside, target - before))[:, 0].clamp(max=scores.shape[-1] - 1)
+    tokens = (block * _BLOCK + _first_above(inside, target - before))[:, 0].clamp(max=scores.shape[-1] - 1)
+    return tokens, (highest + cumulative[:, -1:].log().to(highest.dtype))[:, 0]
 
 
 def _first_above(cumulative: Tensor, target: Tensor) -> Tensor:

@@ -1,9 +1,8 @@
 """The local sampler: N responses to each prompt from a loaded transformers (or PEFT) causal model, with log-probs.
 
-The prompts of a call are prefilled once, their key-value cache is expanded to N branches, and a bare loop draws from
-there (2.8 to 3 times faster than N calls of `generate` for N = 4 with SmolLM2-135M on a CPU core, and the log-probs
-cost no second pass). Touches the model only to run it: eval mode and no gradients inside, every module's mode restored
-after, `generation_config` left alone.
+The prompts of a call are prefilled once, N branches grow from their key-value cache, and a bare loop draws from there;
+the log-probs cost no second pass (docs/ranking.md has the measured gain). Touches the model only to run it: eval mode
+and no gradients inside, every module's mode and the attention restored after, `generation_config` left alone.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +23,7 @@ from ..data.schema import Messages, digest
 from ..errors import InputError
 from .base import Sample, Sampling, Usage
 from .drawing import draw_tokens
-from .kv_cache import can_expand, expand
+from .kv_cache import Branches, all_plain, attending_branches, can_expand, expand, follows_branches
 from .weights import weights_digest
 
 
@@ -96,11 +95,12 @@ class TransformersSampler:
         self.name = name or _default_name(model)
         self.max_batch_tokens = max_batch_tokens
         self.device = torch.device(device) if device is not None else model.device
-        inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-        self._accepts = set(inspect.signature(inner.forward).parameters)
+        self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        self._accepts = set(inspect.signature(self._base.forward).parameters)
         self._context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         # Learned at the first prefill: a cache with recurrent state has no branches to expand to.
         self._expandable = True
+        self._shares: bool | None = None  # whether branches share their prompt's keys; asked at the first prefill
 
     def fingerprint(self) -> dict[str, Any]:
         """What decides the samples: name, config, weights (every bit of them, adapters included), tokenizer, template.
@@ -115,7 +115,8 @@ class TransformersSampler:
             "sampler": "transformers",
             "model": self.name,
             "config": digest(config),
-            "attention": self.model.config._attn_implementation,
+            # a model that has been taught to score runs the same attention under another name
+            "attention": self.model.config._attn_implementation.removeprefix("tuna_"),
             "weights": weights_digest(self.model),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "tokenizer": digest(self.tokenizer.get_vocab()),
@@ -197,30 +198,33 @@ class TransformersSampler:
 
     def _grow(self, branches: list[_Branch], encoded: list[list[int]], sampling: Sampling) -> None:
         """Prefill, expand, then draw token after token until every branch has ended."""
-        logits, cache, mask = self._prefill(branches, encoded)
+        logits, cache, seen = self._prefill(branches, encoded)
         slots = list(branches)  # the branch in each row of the batch
         uniforms = _uniforms(branches, sampling)
         ends = self._end_tokens()
-        for step in range(sampling.max_new_tokens):
-            tokens, logprobs = draw_tokens(logits, uniforms[:, step], sampling)
-            for branch, token, logprob in zip(slots, tokens.tolist(), logprobs.tolist(), strict=True):
-                if branch.finish_reason is None:
-                    _append(branch, token, logprob, ends)
-            live = [k for k, branch in enumerate(slots) if branch.finish_reason is None]
-            if not live:
-                return
-            if self._expandable and 2 * len(live) <= len(slots):
-                keep = torch.tensor(live, device=self.device)
-                cache.batch_select_indices(keep)
-                mask, tokens, uniforms = mask[keep], tokens[keep.to(tokens.device)], uniforms[live]
-                slots = [slots[k] for k in live]
-            # The position of a finished row stays where it ended, so that no table of positions is overrun.
-            positions = torch.tensor([[b.prompt_len + len(b.ids) - 1] for b in slots], device=self.device)
-            mask = torch.cat([mask, mask.new_ones(len(slots), 1)], dim=1)
-            logits, cache = self._forward(tokens.to(self.device)[:, None], mask, positions, cache)
+        with attending_branches(self._base) if isinstance(seen, Branches) else nullcontext():
+            for step in range(sampling.max_new_tokens):
+                tokens, logprobs = draw_tokens(logits, uniforms[:, step], sampling)
+                for branch, token, logprob in zip(slots, tokens.tolist(), logprobs.tolist(), strict=True):
+                    if branch.finish_reason is None:
+                        _append(branch, token, logprob, ends)
+                live = [k for k, branch in enumerate(slots) if branch.finish_reason is None]
+                if not live:
+                    return
+                if self._expandable and 2 * len(live) <= len(slots):
+                    keep = torch.tensor(live, device=self.device)
+                    seen = _keep(keep, cache, seen)
+                    tokens, uniforms = tokens[keep.to(tokens.device)], uniforms[live]
+                    slots = [slots[k] for k in live]
+                # The position of a finished row stays where it ended, so that no table of positions is overrun.
+                positions = torch.tensor([[b.prompt_len + len(b.ids) - 1] for b in slots], device=self.device)
+                if isinstance(seen, Tensor):
+                    seen = torch.cat([seen, seen.new_ones(len(slots), 1)], dim=1)
+                logits, cache = self._forward(tokens.to(self.device)[:, None], seen, positions, cache)
 
-    def _prefill(self, branches: list[_Branch], encoded: list[list[int]]) -> tuple[Tensor, Any, Tensor]:
-        """One forward pass over the prompts, then one row per branch: logits `(rows, V)`, cache, mask `(rows, P)`."""
+    def _prefill(self, branches: list[_Branch], encoded: list[list[int]]) -> tuple[Tensor, Any, Tensor | Branches]:
+        """One forward pass over the prompts, then one row per branch: logits `(rows, V)`, cache, and what the rows
+        see of it: a mask `(rows, P)`, or the branches of shared prompts."""
         prompts = list(dict.fromkeys(branch.prompt for branch in branches))
         repeats = len(branches) // len(prompts)
         copies = 1 if self._expandable else repeats
@@ -233,14 +237,21 @@ class TransformersSampler:
         if not can_expand(cache):
             self._expandable = False
             return self._prefill(branches, encoded)
-        expand(cache, repeats, room=max(branch.limit for branch in branches))
-        return logits.repeat_interleave(repeats, 0), cache, mask.repeat_interleave(repeats, 0)
+        logits = logits.repeat_interleave(repeats, 0)
+        room = max(branch.limit for branch in branches)
+        if self._shares is None:
+            self._shares = all_plain(cache) and follows_branches(self._base)
+        if self._shares:
+            return logits, cache, Branches(cache, mask, repeats, room)
+        expand(cache, repeats, room)
+        return logits, cache, mask.repeat_interleave(repeats, 0)
 
-    def _forward(self, ids: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
+    def _forward(self, ids: Tensor, seen: Tensor | Branches, positions: Tensor, cache: Any) -> tuple[Tensor, Any]:
         """Logits of the last position `(rows, V)` and the cache."""
         optional = {"position_ids": positions, "logits_to_keep": 1}
         kwargs = {key: value for key, value in optional.items() if key in self._accepts}
-        output = self.model(input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **kwargs)
+        kwargs |= {"tuna_branches": seen} if isinstance(seen, Branches) else {"attention_mask": seen}
+        output = self.model(input_ids=ids, past_key_values=cache, use_cache=True, **kwargs)
         if getattr(output, "past_key_values", None) is None:
             raise InputError(
                 f"`model` ({self.model.config.model_type}) returns no `past_key_values`, which this sampler needs. "
@@ -253,6 +264,15 @@ class TransformersSampler:
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         usage = Usage(input=branch.prompt_len if first else 0, output=len(branch.ids))
         return Sample(text, tuple(branch.logprobs), branch.finish_reason, usage)
+
+
+def _keep(rows: Tensor, cache: Any, seen: Tensor | Branches) -> Tensor | Branches:
+    """Drop every row of the cache but `rows`; returns what those see."""
+    if isinstance(seen, Branches):
+        seen.keep(rows)
+        return seen
+    cache.batch_select_indices(rows)
+    return seen[rows]
 
 
 def _append(branch: _Branch, token: int, logprob: float, ends: set[int]) -> None:
