@@ -16,7 +16,6 @@ from doubles.openai_server import (
 )
 
 from tuna_trl.build.teacher import sum_logprob
-from tuna_trl.clients import retry
 from tuna_trl.clients.base import RemoteSampler, Sampling, Usage
 from tuna_trl.clients.openai_compatible import OpenAICompatibleSampler
 from tuna_trl.errors import BuildError, InputError
@@ -25,29 +24,6 @@ from tuna_trl.errors import BuildError, InputError
 PROMPT = [{"role": "user", "content": "Name a colour."}]
 PLAIN = Sampling(max_new_tokens=12)
 WARM = Sampling(temperature=0.7, max_new_tokens=12)
-
-
-@pytest.fixture
-def server():
-    with OpenAIServer() as server:
-        yield server
-
-
-@pytest.fixture
-def pauses(monkeypatch):
-    """The seconds that the sampler would have slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", slept.append)
-    return slept
-
-
-@pytest.fixture(autouse=True)
-def _no_ambient_settings(monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
 
 
 def sampler_at(server, **options):
