@@ -207,8 +207,10 @@ def _print(plan: Plan, cards: list[dict], verdict: dict, measured: Any, launched
     if not plan.workload.assumed:
         quantiles = ", ".join(f"p{q * 100:.0f} {plan.workload.typical(q).unique:,}" for q in (0.5, 0.95, 1.0))
         console.print(f"Tokens of an instruction, its prompt once: {quantiles}.")
+    plural = "s" * (tokens.instructions != 1)
     console.print(
-        f'The heaviest batch: {tokens.instructions} instructions, {tokens.tokens:,} tokens, layout "{plan.layout}".'
+        f"The heaviest batch: {tokens.instructions} instruction{plural}, {tokens.tokens:,} tokens, layout "
+        f'"{plan.layout}".'
     )
     for reason in [shape.rough] if shape.rough else []:
         console.print(f"Rough: {reason}.")
