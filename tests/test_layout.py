@@ -103,3 +103,12 @@ def test_every_module_says_what_it_is_for(path):
     text = path.read_text(encoding="utf-8")
     if text.strip() and path.name not in ("_version.py",):
         assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
+
+
+def test_pytest_goes_into_every_folder_of_tests(request):
+    """Its default leaves out folders called build, so that tests/build was not run for a while."""
+    import fnmatch
+
+    skipped = request.config.getini("norecursedirs")
+    folders = [path for path in Path(__file__).parent.rglob("*") if path.is_dir() and path.name != "__pycache__"]
+    assert folders and not [f for f in folders for pattern in skipped if fnmatch.fnmatch(f.name, pattern)]
