@@ -219,7 +219,8 @@ class TestFailures:
                 raise error("connection refused")
 
         sampler = CountingRemote(before=dies, concurrency=2)
-        with pytest.raises(BuildError, match=r"16 requests in a row failed; .*refused 20 samples are in the journal"):
+        # 16 failures stop it; the other worker's request may fail before it is told
+        with pytest.raises(BuildError, match=r"1[67] requests in a row failed; .*refused 20 samples are in the journal"):
             build(sampler, prompts(60), journal=tmp_path / "j", num_responses=2)
         with Journal(tmp_path / "j") as journal:
             assert journal.count("reply") == 20 and journal.count("failure") == 0
