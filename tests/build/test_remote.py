@@ -220,7 +220,8 @@ class TestFailures:
 
         sampler = CountingRemote(before=dies, concurrency=2)
         # 16 failures stop it; the other worker's request may fail before it is told
-        with pytest.raises(BuildError, match=r"1[67] requests in a row failed; .*refused 20 samples are in the journal"):
+        said = r"1[67] requests in a row failed; .*refused 20 samples are in the journal"
+        with pytest.raises(BuildError, match=said):
             build(sampler, prompts(60), journal=tmp_path / "j", num_responses=2)
         with Journal(tmp_path / "j") as journal:
             assert journal.count("reply") == 20 and journal.count("failure") == 0

@@ -195,7 +195,7 @@ BUILD = """
 
     config = TeacherBuildConfig(journal=folder + ".sqlite", window_size=int(sys.argv[3]), show_progress=False)
     build_teacher_folder(IterableDataset.from_generator(rows), SeedSampler(), folder, config)
-    # not ru_maxrss: a child starts with the peak of the process it was forked from (2,210 MB for a worker of the whole suite)
+    # not ru_maxrss: a child starts with the peak of the process it was forked from (a worker of the suite: 2,210 MB)
     status = dict(line.split(":", 1) for line in open("/proc/self/status"))
     print(int(status["VmHWM"].split()[0]) // 1024)
 """
