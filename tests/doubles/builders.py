@@ -95,6 +95,9 @@ class FunctionJudge:
     def fingerprint(self) -> dict[str, Any]:
         return {"judge": "function"}
 
+    def orders(self, order):
+        return [tuple(order)]
+
     def ask(self, requests):
         with self._lock:
             self.requests.extend(requests)

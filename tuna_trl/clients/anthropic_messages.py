@@ -103,6 +103,9 @@ class AnthropicJudge:
             **self.protocol.fingerprint(),
         }
 
+    def orders(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        return self.protocol.orders(order)
+
     def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
         """One exchange a request, one after the other.
 

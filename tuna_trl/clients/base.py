@@ -7,7 +7,7 @@ here imports torch or an SDK.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
@@ -163,19 +163,108 @@ class Verdict:
     """A reply, read. `scores[i]` belongs to the candidate shown at place i (None: not scored).
 
     `order` is the judge's own ranking, shown places best first, which breaks ties between equal scores; None if the
-    protocol has none. `status` is `ok`, or why the row cannot be ranked: `malformed`, `refused`, `truncated`,
-    `inconsistent` (the judge's ranking contradicts its own scores).
+    protocol has none. Where the judge's own answer is scored too, it is place n. `status` is `ok`, or why the row
+    cannot be ranked: `malformed`, `refused`, `truncated`, `inconsistent` (the judge's ranking contradicts its own
+    scores).
     """
 
     status: str
     scores: tuple[float | None, ...]
     order: tuple[int, ...] | None = None
     detail: str | None = None  # what was wrong, for people
+    answer: str | None = None  # the judge's own answer, where the protocol asks for one
+    answer_score: float | None = None  # its score beside those of the candidates; None: a mere yardstick
+
+
+@runtime_checkable
+class JudgeProtocol(Protocol):
+    """How a language model is asked to judge, and how what it says is read. Knows no SDK and no network."""
+
+    name: str
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Everything that changes a verdict: the switches, the hashes of templates and schema."""
+        ...
+
+    def orders(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        """The questions of one repeat, as response indices in shown order: all at once, pair by pair, one by one.
+
+        Args:
+            order: the responses to compare, in the order of this repeat.
+        """
+        ...
+
+    def render(self, request: JudgeRequest) -> tuple[str, str]:
+        """System prompt and user turn; no text of the row stands in the system prompt."""
+        ...
+
+    def schema(self, n: int) -> dict[str, Any]:
+        """JSON schema of a verdict on n candidates."""
+        ...
+
+    def parse(self, request: JudgeRequest, reply: Reply) -> Verdict:
+        """Read a reply; pure. What is not exactly what was asked for is `malformed`, never repaired by guess."""
+        ...
+
+
+@dataclass(frozen=True)
+class BatchState:
+    """A batch as the provider reports it. `created` is in seconds since 1970; `size` counts its requests."""
+
+    id: str
+    ended: bool
+    size: int
+    created: float
+    tag: str | None = None  # what `submit` was told, where the provider keeps it (OpenAI: metadata; Anthropic: no)
+    done: int = 0  # requests that have come to an end, in whatever way
+
+
+@dataclass(frozen=True)
+class BatchFault:
+    """An item of a batch that gave no reply. `again`: it expired or broke at the provider's, so it is to be asked for
+    again; else the request itself is wrong."""
+
+    reason: str
+    again: bool
+
+
+@runtime_checkable
+class BatchTransport(Protocol):
+    """Asks many requests in one upload, at the provider's lower price; answers come within a day, in any order."""
+
+    max_requests: int  # of one batch
+    max_bytes: int
+
+    def size(self, request: JudgeRequest) -> int:
+        """Bytes that a request takes in a batch."""
+        ...
+
+    def submit(self, requests: Mapping[str, JudgeRequest], *, tag: str) -> BatchState:
+        """Send one batch; the keys (1 to 64 letters, digits, `-`, `_`) come back with the answers. Never sent twice
+        inside: whether a submission whose answer was lost has arrived is found out by [`list`]."""
+        ...
+
+    def list(self, *, since: float) -> Sequence[BatchState]:
+        """The batches of this account created after `since` (seconds since 1970), those of other programs included."""
+        ...
+
+    def state(self, batch_id: str) -> BatchState: ...
+
+    def results(self, batch_id: str) -> Iterator[tuple[str, Reply | BatchFault]]:
+        """The answers of a batch that has ended, one by one. The stream may break off with an error at any item."""
+        ...
+
+    def cost(self, usage: Usage) -> float | None:
+        """Price in USD of what was used, at the price of a batch; None if it is not known."""
+        ...
 
 
 @runtime_checkable
 class Judge(Protocol):
-    """Scores candidates. `method` goes into `ranking_method` of the rows; `paid` judges need a cost cap and a yes."""
+    """Scores candidates. `method` goes into `ranking_method` of the rows; `paid` judges need a cost cap and a yes.
+
+    A judge whose provider has a batch API also has `batch() -> BatchTransport`.
+    """
 
     name: str
     method: str  # "judge" | "reference" | "reward_model"
@@ -185,6 +274,10 @@ class Judge(Protocol):
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the judge that changes its reply (model, protocol version, template and schema hash)."""
+        ...
+
+    def orders(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        """See [`JudgeProtocol.orders`]."""
         ...
 
     def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:

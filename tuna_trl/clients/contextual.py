@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -66,6 +66,11 @@ class ContextualProtocol:
 
     judge_answer: bool = False
     show_reference: bool = False
+
+    name = "contextual"
+
+    def orders(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        return [tuple(order)]  # all at once
 
     def fingerprint(self) -> dict[str, Any]:
         """What changes the verdict: the switches, the templates' and the schema's hash."""

@@ -30,6 +30,9 @@ class ReferenceJudge:
     def fingerprint(self) -> dict[str, Any]:
         return {"judge": self.name, "metric": "rougeL-f", "stemmer": "porter"}
 
+    def orders(self, order: Sequence[int]) -> list[tuple[int, ...]]:
+        return [tuple(order)]  # all at once
+
     def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
         """Score every candidate.
 
