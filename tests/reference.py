@@ -63,11 +63,13 @@ def total_loss(
     margin=0.1,
     pair_reduction="gap_mean",
     length_exponent=1.0,
+    ranking_weight=1.0,
     mle_weight=1.0,
     mle_target="all",
     loss_type="nll",
 ):
-    """The trainer's loss of a batch: mean ranking loss an instruction + mle_weight * mean NLL a target token.
+    """The trainer's loss of a batch: ranking_weight * mean ranking loss an instruction + mle_weight * mean NLL a
+    target token.
 
     `rows`: dicts with `prompt_ids`, `response_ids`, `response_labels` (lists of lists), `score_lengths`, `ranks` (0 =
     not ranked) and `reference_ids`. Every sequence goes through the plain model alone, without padding.
@@ -109,7 +111,7 @@ def total_loss(
         )
     weigh = {"nll": lambda t: -t, "dft": lambda t: -t * t.exp().detach()}[loss_type]  # dft: arXiv 2508.05629
     nll = sum(weigh(t) for t in targets) / len(targets) if targets else 0.0
-    return rank_total / len(rows) + mle_weight * nll
+    return ranking_weight * rank_total / len(rows) + mle_weight * nll
 
 
 # ---- the other losses (notation of tuna_trl/losses/pairwise.py and listwise.py, written again as loops) ----

@@ -86,6 +86,8 @@ def test_the_loss_of_a_batch_is_the_formulas(mle_target, pair_reduction, trainer
         {"length_exponent": 0.5},
         {"mle_weight": 0.0},
         {"mle_weight": 0.3},
+        {"ranking_weight": 0.0},
+        {"ranking_weight": 2.5, "mle_weight": 0.5},
         {"loss_type": "dft"},
     ],
     ids=str,

@@ -29,7 +29,8 @@ class TunaConfig(SFTConfig):
     becomes True on hardware that has it and False elsewhere (`SFTConfig()` raises on a CPU);
     `activation_checkpointing` is on as in TRL, under the name that transformers 5.23 does not warn about.
 
-    > Parameters that control the loss: total = mean ranking loss an instruction + mle_weight * mean NLL a target token
+    > Parameters that control the loss: total = ranking_weight * mean ranking loss an instruction
+    > + mle_weight * mean NLL a target token
 
     Parameters:
         ranking_loss (`str` or callable, *optional*, defaults to `"tuna"`):
@@ -43,6 +44,8 @@ class TunaConfig(SFTConfig):
             `"gap_mean"` (the released code) or `"sum"` (the paper's objective); see `tuna_trl.losses.tuna`.
         length_exponent (`float`, *optional*, defaults to `1.0`):
             s = logp / tokens ** length_exponent. `0` ranks by the sum of log-probabilities.
+        ranking_weight (`float`, *optional*, defaults to `1.0`):
+            Weight of the ranking loss. `0` leaves the likelihood term alone: what a comparison needs.
         mle_weight (`float`, *optional*, defaults to `1.0`):
             Weight of the likelihood term. `0` disables it.
         mle_target (`str`, *optional*, defaults to `"all"`):
@@ -89,6 +92,9 @@ class TunaConfig(SFTConfig):
     )
     length_exponent: float = field(
         default=1.0, metadata={"help": "s = logp / tokens ** length_exponent. 0 ranks by the sum of log-probs."}
+    )
+    ranking_weight: float = field(
+        default=1.0, metadata={"help": "Weight of the ranking loss. 0 leaves the likelihood term alone."}
     )
     mle_weight: float = field(default=1.0, metadata={"help": "Weight of the likelihood term. 0 disables it."})
     mle_target: str = field(
@@ -207,7 +213,7 @@ class TunaConfig(SFTConfig):
                 raise InputError(f"`{name}` = {value!r} is not supported by TunaTrainer: {reason}")
 
     def _check_numbers(self) -> None:
-        for name in ("margin", "mle_weight", "length_exponent"):
+        for name in ("margin", "ranking_weight", "mle_weight", "length_exponent"):
             value = getattr(self, name)
             if name == "margin" and value is None:
                 continue

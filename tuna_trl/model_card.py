@@ -25,6 +25,7 @@ _SETTINGS = (
     "margin",
     "pair_reduction",
     "length_exponent",
+    "ranking_weight",
     "mle_weight",
     "mle_target",
     "loss_type",

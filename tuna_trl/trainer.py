@@ -48,7 +48,7 @@ class TunaTrainer(Trainer):
     """
     Trains a causal language model on ranked responses (Tuna, arXiv 2310.13385); drop-in for [`trl.SFTTrainer`].
 
-    total = sum of L_rank / (all instructions of the accumulated batch on all processes)
+    total = ranking_weight * sum of L_rank / (all instructions of the accumulated batch on all processes)
           + mle_weight * sum of NLL / (all its likelihood tokens),
 
     so that 1 x 8, 8 x 1, 2 x 4 and two processes agree in loss and gradient. An SFT dataset is the case N = 1: no
@@ -243,7 +243,7 @@ class TunaTrainer(Trainer):
         else:
             instructions, tokens = num_items_in_batch.to(rank_losses)
             scale = self.accelerator.num_processes  # DDP averages gradients over processes, the counts are sums
-        loss = (rank_losses * weights).sum() / instructions.clamp(min=1)
+        loss = self.args.ranking_weight * (rank_losses * weights).sum() / instructions.clamp(min=1)
         if self.args.mle_weight:
             loss = loss + self.args.mle_weight * nll / tokens.clamp(min=1)
         scores = length_normalised(result.logps.detach(), result.lengths, self.args.length_exponent)
@@ -299,7 +299,8 @@ class TunaTrainer(Trainer):
         self._eval_sums = BatchSums()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._eval_sums.reduce(self.accelerator)
-        metrics["loss"] = metrics.get("loss/rank", 0.0) + self.args.mle_weight * metrics.get("loss/mle", 0.0)
+        parts = (("loss/rank", self.args.ranking_weight), ("loss/mle", self.args.mle_weight))
+        metrics["loss"] = sum(weight * metrics.get(name, 0.0) for name, weight in parts)
         output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
         return output
 
