@@ -28,6 +28,7 @@ LAYERS = {
     "attention": 2,
     "layouts": 2,
     "sampler": 2,
+    "checkpoints": 2,
     "scoring": 2,
     "loading": 2,
     "adapters": 2,

@@ -48,6 +48,30 @@ def test_a_stage_whose_output_is_gone_is_done_again(tmp_path):
     assert run(tmp_path, {}) == ["b"]
 
 
+def test_only_an_unfinished_stage_of_the_same_settings_is_gone_on_from(tmp_path):
+    seen = []
+
+    def stage(settings, fail):
+        stages = Stages(tmp_path, say=lambda text: None)
+
+        def work():
+            seen.append(stages.went_on)
+            if fail:
+                raise KeyboardInterrupt
+            (tmp_path / "out").write_text("")
+
+        stages.run("a", "a", settings, tmp_path / "out", work)
+
+    for settings, fail in [({}, True), ({}, True), ({"lr": 2}, True), ({"lr": 2}, False)]:
+        try:
+            stage(settings, fail)
+        except KeyboardInterrupt:
+            pass
+    (tmp_path / "out").unlink()
+    stage({"lr": 2}, False)  # finished, and what it left was deleted
+    assert seen == [False, True, False, True, False]
+
+
 def test_a_damaged_record_is_named(tmp_path):
     (tmp_path / "stages.json").write_text("{")
     with pytest.raises(BuildError, match="stages.json is damaged"):

@@ -94,7 +94,7 @@ def _split(config: Path | None, flags: list[str]) -> tuple[list[str], list[str]]
     before any process starts."""
     from ..errors import InputError, did_you_mean
 
-    training = _training_names()
+    training = training_names()
     values = {} if config is None else _read(config)
     unlaunched = [key for key in values if key not in training]
     if not unlaunched and all(_name(flag) in training for flag in flags if flag.startswith("--")):
@@ -115,11 +115,11 @@ def _split(config: Path | None, flags: list[str]) -> tuple[list[str], list[str]]
 def _name(flag: str) -> str:
     """`--no_packing=1` -> `packing`."""
     name = flag.removeprefix("--").split("=")[0].replace("-", "_")
-    return name.removeprefix("no_") if name.removeprefix("no_") in _training_names() else name
+    return name.removeprefix("no_") if name.removeprefix("no_") in training_names() else name
 
 
 @functools.cache
-def _training_names() -> frozenset[str]:
+def training_names() -> frozenset[str]:
     import dataclasses
 
     return frozenset({f.name for kind in _kinds() for f in dataclasses.fields(kind)} | {"env", "datasets"})
@@ -226,7 +226,13 @@ def _checkpoint(training: Any, restart: bool) -> str | None:
     """The checkpoint to go on from: the one asked for, else the last in output_dir."""
     from transformers.trainer_utils import get_last_checkpoint
 
+    from ..checkpoints import set_checkpoints_aside
+
     if restart:
+        with training.main_process_first(desc="setting checkpoints aside"):  # the others find none left
+            aside = set_checkpoints_aside(Path(training.output_dir))
+        if aside is not None:
+            typer.echo(f"The checkpoints of the run before are kept in {aside}.")
         return None
     if training.resume_from_checkpoint:
         return training.resume_from_checkpoint

@@ -192,16 +192,19 @@ class _Demo:
     # ---- parts ----
 
     def _train(self, data: str, name: str, start: str | None, learning_rate: float) -> None:
-        """One training; a checkpoint of an earlier, killed run is gone on from."""
+        """One training; a checkpoint of an earlier, killed run of the same settings is gone on from."""
         from peft import LoraConfig
         from transformers.trainer_callback import PrinterCallback
         from transformers.trainer_utils import get_last_checkpoint
 
+        from ..checkpoints import set_checkpoints_aside
         from ..config import TunaConfig
         from ..trainer import TunaTrainer
         from .training_bar import TrainingBar
 
         folder = self.folder / name
+        if not self.stages.went_on:
+            set_checkpoints_aside(folder)
         model, tokenizer = self._loaded(start or "start", trainable=True)
         args = TunaConfig(
             output_dir=str(folder),

@@ -24,7 +24,8 @@ class Stages:
         say: how progress is told, one line a call.
 
     A stage's key covers its settings and the key of the stage before, so that a change at the front repeats all that
-    comes behind it, and nothing else.
+    comes behind it, and nothing else. While a stage is at work, `went_on` says whether it was begun before with the
+    very same settings, so that what a killed run left (a checkpoint, say) may be gone on from.
     """
 
     def __init__(self, folder: Path, say: Callable[[str], None]) -> None:
@@ -39,20 +40,25 @@ class Stages:
         except json.JSONDecodeError as error:
             raise BuildError(f"{self._file} is damaged ({error}); delete it to start this run anew.") from error
         self._key = ""
+        self.went_on = False
 
     @property
     def seconds(self) -> dict[str, float]:
         """Wall-clock seconds of each finished stage, in the run that finished it."""
-        return {name: entry["seconds"] for name, entry in self._done.items()}
+        return {name: entry["seconds"] for name, entry in self._done.items() if "seconds" in entry}
 
     def run(self, name: str, title: str, settings: Mapping[str, Any], output: Path, work: Callable[[], None]) -> None:
         """Do `work`, which writes `output`, unless it was done before with the same settings."""
         self._key = digest([self._key, name, settings])
         entry = self._done.get(name)
-        if entry and entry["key"] == self._key and output.exists():
+        same = entry is not None and entry["key"] == self._key
+        if same and "seconds" in entry and output.exists():
             self.say(f"{title}: done before ({entry['seconds']:.0f} s).")
             return
         self.say(f"{title} ...")
+        self.went_on = same and "seconds" not in entry  # finished and deleted: nothing is left to go on from
+        self._done[name] = {"key": self._key}
+        write_json(self._file, self._done)
         started = time.monotonic()
         work()
         self._done[name] = {"key": self._key, "seconds": round(time.monotonic() - started, 1)}
