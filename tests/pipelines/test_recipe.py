@@ -54,7 +54,7 @@ def test_every_stage_gets_the_model_and_the_data_of_the_stages_before(tmp_path):
     first, second, third, fourth, fifth = steps_of(
         tmp_path, {"build teacher": {"model": "big"}}, "train", *ROUND, "merge"
     )
-    assert first.options["model"] == "big" and first.options["prompts"] == str(tmp_path / "prompts.jsonl")
+    assert first.options["teacher"] == "big" and first.options["prompts"] == str(tmp_path / "prompts.jsonl")
     assert second.options["dataset_name"] == str(run_folder / "build_teacher_1")
     assert second.options["model_name_or_path"] == "start"
     assert third.options["student"] == str(run_folder / "train_1")

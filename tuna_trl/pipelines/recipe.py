@@ -45,7 +45,9 @@ class Wiring:
 
 
 WIRING = {
-    "build teacher": Wiring({"prompts": "prompts", "model": "model", "output": "output", "seed": "seed"}, (), "data"),
+    "build teacher": Wiring(
+        {"prompts": "prompts", "teacher": "model", "output": "output", "seed": "seed"}, (), "data"
+    ),
     "build judge": Wiring({"prompts": "prompts", "student": "model", "output": "output", "seed": "seed"}, (), "data"),
     "rank": Wiring({"data": "data", "teacher": "model", "output": "output"}, (), "data"),
     "import": Wiring({}, ("source", "output"), "data"),
