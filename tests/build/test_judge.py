@@ -299,3 +299,21 @@ def test_a_missing_reference_is_named_before_anything_is_sampled():
 def test_an_option_out_of_range_is_named_with_its_value(option, value):
     with pytest.raises(InputError, match=f"`{option}` is {value}"):
         JudgeBuildConfig(**{option: value})
+
+
+def test_a_judge_without_batches_is_told_so_before_anything_is_sampled():
+    sampler = ListSampler(four)
+    with pytest.raises(InputError, match="cannot be asked in batches"):
+        build_judge_ranked(prompts(1), sampler, FunctionJudge(prefers("beta")), config(batch=True))
+    assert sampler.calls == 0
+
+
+def test_rows_that_the_money_did_not_reach_are_rows_with_that_status(tmp_path):
+    judge = FunctionJudge(prefers("beta"), paid=True, price=1.0, concurrency=1)
+    options = {"journal": tmp_path / "journal.sqlite", "stop_over_budget": False}
+    ranked, judgments = judge_builds(prompts(4), ListSampler(four), judge, config(max_cost=2.5, **options))
+    assert sorted(row["status"] for row in ranked["train"]) == ["ok", "ok", "over_budget", "over_budget"]
+    assert all((r["rank"] is None) == (row["status"] != "ok") for row in ranked["train"] for r in row["responses"])
+    assert sorted(reply["cost"] for reply in judgments["train"]) == [0.0, 0.0, 1.0, 1.0]
+    again = build_judge_ranked(prompts(4), ListSampler(four), judge, config(max_cost=4.0, **options))
+    assert [row["status"] for row in again["train"]] == ["ok"] * 4 and len(judge.requests) == 4

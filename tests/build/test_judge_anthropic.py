@@ -78,7 +78,14 @@ def test_refusals_and_nonsense_are_marked_and_a_resumed_build_asks_for_neither(s
     server.script(refusal("frontier_llm"), message("A is best"), message(FORGED[:50], stop_reason="max_tokens"))
     ranked, judgments = build(server, path, max_malformed=0)
     statuses = sorted(row["status"] for row in ranked["train"])
-    assert statuses == ["malformed", "ok", "ok", "ok", "refused", "truncated"]
+    assert statuses == ["malformed", "ok", "ok", "ok", "ok", "refused"]
+    replies = judgments["train"]
+    (cut,) = [reply for reply in replies if reply["status"] == "truncated"]  # asked once again, with twice the limit
+    assert [(r["attempt"], r["status"]) for r in replies if r["prompt_id"] == cut["prompt_id"]] == [
+        (0, "truncated"),
+        (1, "ok"),
+    ]
+    assert sorted(body["max_tokens"] for _, body in server.requests) == [4096] * 6 + [8192]
     (refused,) = [reply for reply in judgments["train"] if reply["status"] == "refused"]
     assert "frontier_llm" in refused["raw"]
     asked = len(server.requests)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -106,8 +107,8 @@ def test_a_kill_between_replies_repeats_at_most_what_was_in_flight(tmp_path, cap
     ended = subprocess.run(argv, env=environment, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 9, ended.stderr
     with Journal(path) as journal:
-        received, sent = journal.count("judgment"), journal.count("sent")
-    assert 7 - 3 <= received <= 7 and received <= sent <= received + 3
+        received = journal.count("judgment")
+    assert 7 - 3 <= received <= 7
     judge = FunctionJudge(lambda request: [4.0, 3.0, 2.0, 1.0], paid=True, price=0.01)
     sampler = ListSampler(four)
     rows = [{"prompt": f"question {i}"} for i in range(20)]
@@ -116,7 +117,8 @@ def test_a_kill_between_replies_repeats_at_most_what_was_in_flight(tmp_path, cap
     assert [row["status"] for row in ranked["train"]] == ["ok"] * 20
     said = " ".join(capsys.readouterr().err.split())
     assert f"{received} of 20 judgments were already in the journal" in said
-    assert f"{sent - received} requests were in flight when the last run ended" in said
+    again = int(re.search(r"(\d+) requests were in flight when an earlier run ended and were sent again", said)[1])
+    assert 8 - received <= again <= 3  # the eighth was asked for, and no more than three at once
 
 
 def test_ctrl_c_leaves_every_reply_in_the_journal(tmp_path, capsys):

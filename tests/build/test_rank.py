@@ -9,6 +9,7 @@ import math
 import pytest
 import torch
 from datasets import Dataset, DatasetDict
+from doubles.vllm_server import VllmLike
 from hypothesis import given, settings
 from ranked_rows import rows as any_ranked_row
 from scipy.stats import rankdata
@@ -19,11 +20,20 @@ from transformers import PreTrainedTokenizerFast
 from tuna_trl import scoring
 from tuna_trl.build import rank
 from tuna_trl.build.given import given_rows
-from tuna_trl.build.rank import RankConfig, count_unranked, describe_unranked, rank_by_teacher, refuse_anthropic
+from tuna_trl.build.rank import (
+    RankConfig,
+    count_unranked,
+    describe_unranked,
+    rank_by_teacher,
+    rank_given,
+    refuse_anthropic,
+)
 from tuna_trl.build.teacher import TeacherBuildConfig, build_teacher_ranked
 from tuna_trl.clients.local import TransformersSampler
+from tuna_trl.clients.openai_compatible import OpenAICompatibleSampler
+from tuna_trl.clients.prompt_logprobs import PromptScorer
 from tuna_trl.data.schema import check_row
-from tuna_trl.errors import InputError, SchemaError
+from tuna_trl.errors import BuildError, InputError, SchemaError
 
 
 ROWS = [
@@ -139,6 +149,28 @@ class TestScores:
     def test_scores_within_tie_delta_share_a_rank(self, tiny_llama, tiny_tokenizer):
         row = rank_by_teacher(ROWS[1:2], tiny_llama, tiny_tokenizer, quiet(tie_delta=1e6), name="t")["train"][0]
         assert [r["rank"] for r in row["responses"]] == [1, 1] and row["num_ties"] == 1
+
+
+def test_a_server_that_scores_its_prompt_ranks_as_the_same_weights_here_do(word_teacher):
+    model, tokenizer = word_teacher
+    texts = ["ba da ke", "fa", "ga ke li mo pa", "ba da ke", "re si"]
+    rows = [{"prompt": f"{word} nu", "responses": texts[k % 3 :]} for k, word in enumerate(("ta", "ko", "mi", "so"))]
+    rows[1]["responses"] = [{"content": text, "finish_reason": "length"} for text in texts]
+    with VllmLike(model, tokenizer) as server:
+        for include_eos in (True, False):
+            scorer = PromptScorer(OpenAICompatibleSampler("m", server.url, include_eos=include_eos))
+            remote = rank_given(rows, scorer, quiet(rank_truncated=True))["train"]
+            if include_eos:
+                kept = remote.to_list()
+    local = rank_by_teacher(rows, model, tokenizer, quiet(rank_truncated=True), name="m")["train"]
+    for here, there in zip(local, kept, strict=True):
+        for mine, theirs in zip(here["responses"], there["responses"], strict=True):
+            assert theirs["logprob"] == pytest.approx(mine["logprob"], abs=1e-4)
+            assert {**theirs, "logprob": 0, "score": 0} == {**mine, "logprob": 0, "score": 0}
+    assert by_index(remote[0])[1]["num_tokens"] == by_index(kept[0])[1]["num_tokens"] - 1
+    with VllmLike(model, tokenizer, shift=0.4) as server:
+        with pytest.raises(BuildError, match="are wrong"):
+            rank_given(rows, PromptScorer(OpenAICompatibleSampler("m", server.url)), quiet())
 
 
 class TestUnranked:
@@ -343,4 +375,4 @@ class TestRows:
             RankConfig(**values)
 
     def test_every_reason_can_be_said(self):
-        assert set(rank.REASONS) == {"empty", "too_long", "cut", "not_finite"}
+        assert set(rank.REASONS) == {"empty", "too_long", "cut", "not_finite", "rewritten", "unanswered"}

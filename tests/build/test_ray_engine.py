@@ -1,4 +1,5 @@
-"""Ray Data as the engine: the rows of the local sampler, and a journal that goes on. Skipped where ray is absent."""
+"""Ray Data as the engine: the rows of the local sampler and scorer, and a journal that goes on. Skipped where ray is
+absent."""
 
 from __future__ import annotations
 
@@ -8,11 +9,15 @@ from pathlib import Path
 
 import pytest
 from doubles.samplers import SeedSampler
+from doubles.scorers import HashScorer
 
 from tuna_trl.build.journal import Journal
+from tuna_trl.build.rank import RankConfig, rank_folder, rank_given
 from tuna_trl.build.ray_engine import RaySampler
+from tuna_trl.build.ray_scoring import RayScorer
 from tuna_trl.build.teacher import TeacherBuildConfig, build_teacher_ranked
-from tuna_trl.errors import InputError
+from tuna_trl.data.hub import load_ranked
+from tuna_trl.errors import BuildError, InputError
 
 
 TESTS = Path(__file__).resolve().parents[1]
@@ -52,8 +57,9 @@ def without_ray(monkeypatch):
 
 def test_without_ray_the_way_to_get_it_is_said(monkeypatch):
     without_ray(monkeypatch)
-    with pytest.raises(InputError, match=r"pip install 'tuna-trl\[ray\]'"):
-        RaySampler(SeedSampler, name="seed-sampler")
+    for kind in (RaySampler, RayScorer):
+        with pytest.raises(InputError, match=r"pip install 'tuna-trl\[ray\]'"):
+            kind(SeedSampler, name="seed-sampler")
 
 
 @pytest.mark.slow
@@ -109,3 +115,75 @@ def test_an_error_of_the_sampler_comes_through(cluster):
 
     with pytest.raises(InputError, match="too many tokens"):
         build_teacher_ranked(prompts(), RaySampler(Refusing, name="s"), config())
+
+
+def given(n=40):
+    return [{"prompt": f"question {i % 23}", "responses": ["a", "b " * (i % 7 + 1), f"c {i % 23}"]} for i in range(n)]
+
+
+def ranking(**options):
+    return RankConfig(**({"bucket_size": 7, "window_size": 20, "show_progress": False} | options))
+
+
+@pytest.mark.slow
+def test_scores_on_ray_are_the_local_ones_and_the_journal_goes_on(cluster, tmp_path):
+    expected = rank_given(given(), HashScorer(), ranking())["train"].to_list()
+    scorer = RayScorer(HashScorer, name="hash-scorer", workers=2)
+    limited = rank_given(given(), scorer, ranking(limit=20, journal=tmp_path / "j"))["train"].to_list()
+    assert limited == expected[:20]
+    folder = rank_folder(given(), scorer, tmp_path / "ds", ranking(journal=tmp_path / "j"))
+    assert load_ranked(folder, "train").to_list() == expected
+    local = HashScorer()
+    assert rank_given(given(), local, ranking(journal=tmp_path / "j"))["train"].to_list() == expected
+    assert local.calls == []
+    with Journal(tmp_path / "j") as journal:
+        assert journal.sent_again() == 0
+
+
+def tiny_scorer(folder):
+    import torch
+
+    from tuna_trl.clients.local_scorer import TransformersScorer
+    from tuna_trl.loading import load_model, load_tokenizer
+
+    torch.set_num_threads(1)
+    return TransformersScorer(load_model(folder, dtype="float32"), load_tokenizer(folder), name="tiny")
+
+
+@pytest.mark.slow
+def test_a_tiny_model_on_ray_scores_to_the_same_floats(cluster, tiny_folder):
+    import torch
+
+    make = functools.partial(tiny_scorer, str(tiny_folder))
+    threads = torch.get_num_threads()
+    try:
+        local = rank_given(given(20), make(), ranking())["train"].to_list()
+    finally:
+        torch.set_num_threads(threads)
+    assert rank_given(given(20), RayScorer(make, name="tiny"), ranking())["train"].to_list() == local
+
+
+def test_an_iterator_and_a_failing_scorer_are_said(cluster):
+    class Refusing(HashScorer):
+        def fingerprint(self):
+            raise InputError("`tokenizer` has no chat template")
+
+    with pytest.raises(InputError, match="no chat template"):
+        rank_given(given(), RayScorer(Refusing, name="s"), ranking())
+    with pytest.raises(InputError, match="is an iterator"):
+        rank_given(iter(given()), RayScorer(HashScorer, name="s"), ranking())
+
+
+class BreakingScorer(HashScorer):
+    def score_given(self, rows, *, batch_size, max_length):
+        raise RuntimeError("out of memory")
+
+
+@pytest.mark.slow
+def test_a_scorer_that_breaks_on_ray_is_a_build_error_and_leaves_no_lease(cluster, tmp_path):
+    with pytest.raises(BuildError, match="Ray could not go on"):
+        rank_given(given(), RayScorer(BreakingScorer, name="s"), ranking(journal=tmp_path / "j"))
+    scorer = HashScorer()
+    assert len(rank_given(given(), scorer, ranking(journal=tmp_path / "j"))["train"]) == 40
+    with Journal(tmp_path / "j") as journal:
+        assert journal.sent_again() == 0

@@ -136,7 +136,7 @@ def test_a_longer_build_goes_on_from_a_limited_one_and_more_responses_from_fewer
     build(CountingRemote(), limit=2, journal=tmp_path / "j")
     longer = CountingRemote()
     build(longer, journal=tmp_path / "j")
-    assert [text for text, _, _ in longer.requests] == ["question 2", "question 3", "question 4"]
+    assert sorted(text for text, _, _ in longer.requests) == ["question 2", "question 3", "question 4"]
     more = CountingRemote()
     build(more, num_responses=6, journal=tmp_path / "j")
     assert [n for _, n, _ in more.requests] == [2] * 5
@@ -283,6 +283,29 @@ class TestMoney:
         with pytest.raises(BudgetExceeded):
             build(sampler, max_cost=3.9, journal=tmp_path / "j")
         assert sampler.requests == []
+
+    @pytest.mark.parametrize("passes", [True, False])
+    def test_what_the_check_used_counts_as_spent_whether_it_passes_or_not(self, tmp_path, passes):
+        class Checked(CountingRemote):
+            check_usage = Usage(thinking=7)  # of an earlier build
+
+            def check(self, sampling, n):
+                self.check_usage += Usage(thinking=2)
+                if not passes:
+                    raise BuildError("no log-probs")
+                return n
+
+        sampler = Checked(paid=True, price=0.01)
+        try:
+            build(sampler, prompts(2), max_cost=math.inf, journal=tmp_path / "j")
+        except BuildError:
+            assert not passes
+        with Journal(tmp_path / "j") as journal:
+            assert journal.spent() == pytest.approx(0.02 + (0.08 if passes else 0))
+        refused = Checked(paid=True, price=0.01)
+        if passes:  # two more prompts cost 0.08, and another check
+            with pytest.raises(BudgetExceeded):
+                build(refused, prompts(4), max_cost=0.19, journal=tmp_path / "j")
 
 
 def test_progress_says_what_was_there_and_what_failed(tmp_path, capfd):

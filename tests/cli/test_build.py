@@ -108,10 +108,9 @@ def test_ray_and_servers_exclude_each_other(called, asked):
 
 
 def test_prompts_are_streamed_not_converted(tmp_path, asked, monkeypatch):
-    from datasets import IterableDataset
+    from tuna_trl.cli.sources import load_prompts
 
-    from tuna_trl.cli.build import load_prompts
-
-    rows = load_prompts(str(tmp_path / "p.jsonl"))
-    assert isinstance(rows, IterableDataset) and next(iter(rows)) == {"prompt": "question 0"}
+    rows = load_prompts(str(tmp_path / "p.jsonl"))["train"]
+    assert not isinstance(rows, list) and next(iter(rows)) == {"prompt": "question 0"}
+    assert sum(1 for _ in rows) == 40  # as often as they are read
     assert not (tmp_path / "cache" / "json").exists()

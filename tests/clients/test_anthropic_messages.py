@@ -291,7 +291,7 @@ def test_the_fingerprint_names_what_changes_a_reply_and_no_url():
         {"model": "claude-sonnet-5-5"},
         {"effort": "high"},
         {"max_tokens": 5},
-        {"protocol": ContextualProtocol(judge_answer=True)},
+        {"protocol": ContextualProtocol(judge_answer="ranked")},
         {"protocol": ContextualProtocol(show_reference=True)},
     ):
         assert AnthropicJudge(**(base | change)).fingerprint() != first.fingerprint()
@@ -300,7 +300,7 @@ def test_the_fingerprint_names_what_changes_a_reply_and_no_url():
 def test_the_worst_case_is_above_the_price_of_a_reply_at_its_limit():
     judge = AnthropicJudge(api_key=KEY, max_tokens=1000)
     # 1.4 tokens a byte is impossible, so a reply with as many input tokens as bytes is the dearest there is.
-    body = judge._body(REQUEST)
+    body = judge.body(REQUEST)
     sent = len(body["system"] + body["messages"][0]["content"])
     assert judge.worst_case_cost(REQUEST) > judge.cost(Usage(input=sent, output=1000)) > 0.02
     longer = JudgeRequest(PROMPT, ("4" * 1000, "5"), None, 0, "5f3a")

@@ -183,12 +183,48 @@ def test_the_category_of_a_refusal_is_kept():
 
 
 def test_the_judges_own_answer_is_asked_for_only_when_switched_on():
-    own = ContextualProtocol(judge_answer=True)
-    assert read(verdict(answer="green"), protocol=own).status == "ok"
+    own = ContextualProtocol(judge_answer="context")
+    result = read(verdict(answer="green"), protocol=own)
+    assert (result.status, result.answer, result.answer_score) == ("ok", "green", None)
+    assert read(verdict()).answer is None
     assert read(verdict(), protocol=own).status == "malformed"
     assert read(verdict(answer=7), protocol=own).status == "malformed"
     assert list(own.schema(2)["properties"])[:2] == ["task", "answer"]
     assert '"answer"' in own.render(THREE)[0] and '"answer"' not in PROTOCOL.render(THREE)[0]
+
+
+RANKED = ContextualProtocol(judge_answer="ranked")
+
+
+def test_a_ranked_answer_of_the_judge_is_scored_beside_the_others_and_has_the_last_place():
+    whole = verdict(answer="green", REF=scored(5, 2, 2), ranking=["A", "B", "REF", "C"])
+    result = read(whole, protocol=RANKED)
+    assert (result.status, result.scores, result.answer_score) == ("ok", (11.0, 10.0, 6.0), 9.0)
+    assert (result.order, result.answer) == ((0, 1, 3, 2), "green")
+    assert read(whole | {"ranking": ["REF", "A", "B", "C"]}, protocol=RANKED).status == "inconsistent"
+    for broken in ({"ranking": ["A", "B", "C"]}, {"answer": " \n"}, {"answer": "\ud800"}, {"REF": 15}):
+        assert read(whole | broken, protocol=RANKED).status == "malformed"
+    assert read(verdict(answer="green"), protocol=RANKED).status == "malformed"  # no REF
+    assert read(whole, protocol=ContextualProtocol(judge_answer="context")).status == "malformed"  # REF unasked
+    assert list(RANKED.schema(2)["properties"]) == ["task", "answer", "A", "B", "REF", "ranking"]
+    assert RANKED.schema(2)["properties"]["ranking"]["items"]["enum"] == ["A", "B", "REF"]
+    assert "REF" in RANKED.render(THREE)[0] and "REF" not in PROTOCOL.render(THREE)[0]
+
+
+def test_the_kind_of_task_is_decided_before_anything_is_scored():
+    for protocol in (PROTOCOL, RANKED):
+        assert next(iter(protocol.schema(2)["properties"])) == "task"
+        system = protocol.render(THREE)[0]
+        assert system.index("Decide the kind of task") < system.index('"rationale"')
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [(True, "True is now written 'context'"), (False, "False is now written 'off'"), ("yes", "'off', 'context'")],
+)
+def test_another_way_to_switch_the_answer_on_is_refused_with_a_way_out(value, says):
+    with pytest.raises(InputError, match=says):
+        ContextualProtocol(judge_answer=value)
 
 
 @given(st.integers(1, 40))
@@ -257,7 +293,7 @@ def test_honest_markup_in_a_candidate_is_shown_as_it_is():
     assert html in PROTOCOL.render(JudgeRequest(PROMPT, (html, "x"), None, 0, "7f3a"))[1]
 
 
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1, max_size=4))
+@given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0")), min_size=1, max_size=4))
 @settings(deadline=None)
 def test_every_candidate_is_shown_whole_in_its_place(texts):
     texts = [text.replace("<", "(") for text in texts]

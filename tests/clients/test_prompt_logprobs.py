@@ -11,8 +11,8 @@ from tuna_trl.clients import retry
 from tuna_trl.clients.base import Sampling
 from tuna_trl.clients.openai_compatible import OpenAICompatibleSampler
 from tuna_trl.clients.openai_replies import PromptToken
-from tuna_trl.clients.prompt_logprobs import check_scores, response_logprobs
-from tuna_trl.errors import BuildError
+from tuna_trl.clients.prompt_logprobs import PromptScorer, Unscored, check_scores, response_logprobs
+from tuna_trl.errors import BuildError, InputError
 
 
 PROMPT = [{"role": "user", "content": "Name a colour."}]
@@ -88,7 +88,7 @@ def tokens(*pieces, logprob=-1.0):
 
 
 def score(prompt, full, text="a"):
-    return response_logprobs(prompt, full, text, include_eos=True, name="m")
+    return response_logprobs([token.id for token in prompt], full, text, include_eos=True, name="m")
 
 
 def test_a_response_that_does_not_follow_the_generation_prompt_is_refused():
@@ -116,3 +116,69 @@ def test_the_self_check_wants_the_same_score_and_a_better_one_than_backwards(sco
         return check_scores([-1.0, -1.0], [scored] * 2, [garbled] * 2, "m")
     with pytest.raises(BuildError, match="are wrong"):
         check_scores([-1.0, -1.0], [scored] * 2, [garbled] * 2, "m")
+
+
+@pytest.mark.parametrize(
+    ("odd", "message"),
+    [
+        (Habits(wrong_prompts=True), "are wrong"),
+        (Habits(scores_prompts=False), "does not score prompts"),
+        (Habits(shift=1.0), "do not serve the same model"),
+        (Habits(forgets=1), "scored .* tokens of a prompt that it counts as"),
+        (Habits(thinks=True), "generation prompt|renders the response"),
+        (Habits(prompt_shift=0.5), "are wrong"),
+    ],
+    ids=["wrong places", "no scores", "another model", "count mismatch", "rewriting template", "other scores"],
+)
+def test_every_server_is_checked_not_the_first_alone(odd, message):
+    with OpenAIServer() as good, OpenAIServer(odd) as bad:
+        for endpoints in ([bad.url, good.url], [good.url, bad.url]):
+            with pytest.raises(BuildError, match=message):
+                PromptScorer(OpenAICompatibleSampler("m", endpoints=endpoints)).check()
+        with OpenAIServer() as other:
+            PromptScorer(OpenAICompatibleSampler("m", endpoints=[good.url, other.url])).check()
+
+
+def test_a_server_without_prompt_scores_is_found_out_by_one_token_and_the_ways_out_are_named():
+    with OpenAIServer(Habits(scores_prompts=False)) as server:
+        with pytest.raises(BuildError, match="vLLM.*--base-url.*llama.cpp.*OpenAI's API"):
+            PromptScorer(sampler_at(server)).check()
+        assert [body["max_tokens"] for body in server.bodies] == [1]
+
+
+def test_openai_itself_is_refused_before_anything_is_sent():
+    with pytest.raises(InputError, match="OpenAI's API cannot score given responses"):
+        PromptScorer(OpenAICompatibleSampler("gpt-4o", "https://api.openai.com/v1", api_key="k"))
+
+
+def test_what_the_check_takes_is_what_its_replies_say():
+    with OpenAIServer() as server:
+        scorer = PromptScorer(sampler_at(server))
+        scorer.check()
+        used = scorer.check_usage
+        assert used.cached == 4 * len(server.requests) and used.input > 0 and used.output >= len(server.requests)
+
+
+def test_reasons_are_told_apart():
+    for full, reason in (
+        (tokens("<s>", "b", "</s>"), "rewritten"),
+        (tokens("<s>", "a", logprob=-math.inf) + tokens("</s>"), "not_finite"),
+    ):
+        with pytest.raises(Unscored) as found:
+            score(tokens("<s>"), full)
+        assert found.value.reason == reason
+
+
+def test_a_cut_response_is_scored_without_an_end():
+    with OpenAIServer() as server:
+        scorer = PromptScorer(sampler_at(server))
+        ids, _ = scorer.start(PROMPT)
+        whole, length, _ = scorer.response(PROMPT, ids, "red blue")
+        cut, _, _ = scorer.response(PROMPT, ids, "red blue", cut=True)
+    assert cut == whole[:-1] and length > len(ids) + len(whole)
+
+
+def test_the_fingerprint_names_no_server():
+    with OpenAIServer() as server:
+        scorer = PromptScorer(sampler_at(server, api_key="sk-secret-123456"))
+        assert server.url not in repr(scorer.fingerprint()) and "sk-secret" not in repr(vars(scorer))

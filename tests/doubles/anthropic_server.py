@@ -2,18 +2,24 @@
 
 `with AnthropicServer() as server:` serves on a free port of 127.0.0.1. What it answers is a queue of canned responses
 (`server.script(overloaded(), message("..."))`); when the queue is empty, `server.answer(body)` makes the text of a
-good one. Every request is kept in `server.requests`.
+good one. Every request for a message is kept in `server.requests`. Batches stand on `server.shelf`, which counts what
+was asked in them; their answers are made by `server.answer` too.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+from doubles.batch_shelf import BatchShelf, Kept
 
 
 @dataclass(frozen=True)
@@ -93,9 +99,13 @@ class AnthropicServer:
     def __init__(self, answer: Callable[[dict[str, Any]], str] | None = None) -> None:
         self.answer = answer
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
+        self.headers: list[dict[str, str]] = []  # of every request
+        self.shelf = BatchShelf()
+        self.batch_faults: deque[Canned] = deque()  # answers to the next requests about batches
         self._queue: deque[Canned] = deque()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server.daemon_threads = True
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
 
@@ -111,24 +121,117 @@ class AnthropicServer:
         self._thread.join()
         self._server.server_close()
 
-    def _respond(self, headers: dict[str, str], body: dict[str, Any]) -> Canned:
+    def _respond(self, method: str, path: str, headers: dict[str, str], body: dict[str, Any]) -> Canned:
+        with self._lock:
+            self.headers.append(headers)
+        if path.startswith("/v1/messages/batches"):
+            return self._about_batches(method, path, body)
+        if path != "/v1/messages":
+            return error(404, "not_found_error", path)
         with self._lock:
             self.requests.append((headers, body))
             if self._queue:
                 return self._queue.popleft()
+        self.shelf.at("message")
         if self.answer is None:
             return error(500, "api_error", "the script of the test is at its end", x_should_retry="false")
         return message(self.answer(body))
+
+    def _about_batches(self, method: str, path: str, body: dict[str, Any]) -> Canned:
+        with self._lock:
+            fault = self.batch_faults.popleft() if self.batch_faults else None
+        if fault is not None:
+            return fault
+        parts = urlsplit(path)
+        found = re.fullmatch(r"/v1/messages/batches(?:/(\w+))?(?:/(results|cancel))?", parts.path)
+        if found is None:
+            return error(404, "not_found_error", path)
+        if found[1] is None:
+            if method == "GET":
+                return self._page({name: values[0] for name, values in parse_qs(parts.query).items()})
+            return self._described(
+                self.shelf.create([(each["custom_id"], each["params"]) for each in body["requests"]])
+            )
+        kept = self.shelf.look(found[1]) if found[2] is None else self.shelf.batches.get(found[1])
+        if kept is None:
+            return error(404, "not_found_error", path)
+        if found[2] == "cancel":
+            kept.canceled = True
+        return self._results(kept) if found[2] == "results" else self._described(kept)
+
+    def _page(self, options: dict[str, str]) -> Canned:
+        kept = self.shelf.newest_first()
+        if after := options.get("after_id"):
+            kept = kept[[each.id for each in kept].index(after) + 1 :]
+        size = min(int(options.get("limit", 20)), self.shelf.page)
+        page = [self._record(each) for each in kept[:size]]
+        ends = {"first_id": page[0]["id"], "last_id": page[-1]["id"]} if page else {}
+        return Canned(body=json.dumps({"data": page, "has_more": len(kept) > size, **ends}).encode())
+
+    def _described(self, kept: Kept) -> Canned:
+        return Canned(body=json.dumps(self._record(kept)).encode())
+
+    def _record(self, kept: Kept) -> dict[str, Any]:
+        def when(seconds: float) -> str:
+            return datetime.fromtimestamp(seconds, UTC).isoformat().replace("+00:00", "Z")
+
+        counts = dict.fromkeys(("processing", "succeeded", "errored", "canceled", "expired"), 0)
+        for key, _ in kept.items:
+            fate = kept.fates.get(key, "processing")
+            counts[fate if fate in counts else "errored"] += 1
+        running = "canceling" if kept.canceled else "in_progress"
+        return {
+            "id": kept.id,
+            "type": "message_batch",
+            "processing_status": "ended" if kept.ended else running,
+            "request_counts": counts,
+            "created_at": when(kept.created),
+            "expires_at": when(kept.created + 86400),
+            "ended_at": when(kept.created + 60) if kept.ended else None,
+            "archived_at": None,
+            "cancel_initiated_at": None,
+            "results_url": f"{self.url}/v1/messages/batches/{kept.id}/results" if kept.ended else None,
+        }
+
+    def _results(self, kept: Kept) -> Canned:
+        items, tear = self.shelf.results(kept)
+        records = []
+        for key, body, fate in items:
+            if fate == "succeeded":
+                result = {"type": fate, "message": json.loads(message(self.answer(body)).body)}
+            elif fate in ("canceled", "expired"):
+                result = {"type": fate}
+            else:
+                result = {"type": "errored", "error": json.loads(error(400, fate, f"{fate}!").body)}
+            records.append(json.dumps({"custom_id": key, "result": result}).encode() + b"\n")
+        whole = b"".join(records)
+        cut = 0 if tear is None else len(whole) - len(b"".join(records[:tear])) - 30
+        return Canned(body=whole, content_type="application/binary", cut=max(0, cut))
 
     def _handler(server) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's, below
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                canned = server._respond({k.lower(): v for k, v in self.headers.items()}, body)
-                if self.path != "/v1/messages":
-                    canned = error(404, "not_found_error", self.path)
+                size = int(self.headers["Content-Length"] or 0)
+                raw = self.rfile.read(size)
+                if len(raw) < size:  # who asked died while sending: nothing was asked
+                    self.close_connection = True
+                    return
+                self._serve("POST", json.loads(raw or b"{}"))
+
+            def do_GET(self) -> None:
+                self._serve("GET", {})
+
+            def _serve(self, method: str, body: dict[str, Any]) -> None:
+                headers = {name.lower(): value for name, value in self.headers.items()}
+                canned = server._respond(method, self.path, headers, body)
+                try:
+                    self._write(canned)
+                except OSError:  # who asked is dead
+                    self.close_connection = True
+
+            def _write(self, canned: Canned) -> None:
                 self.send_response(canned.status)
                 self.send_header("Content-Type", canned.content_type)
                 self.send_header("Content-Length", str(len(canned.body)))
@@ -137,6 +240,12 @@ class AnthropicServer:
                 self.end_headers()
                 self.wfile.write(canned.body[: len(canned.body) - canned.cut])
                 if canned.cut:
+                    self.close_connection = True
+
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except OSError:  # the client went away
                     self.close_connection = True
 
             def log_message(self, *args: object) -> None:

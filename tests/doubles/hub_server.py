@@ -4,9 +4,9 @@
 `env=hub.environment(cache)`, because both libraries read the endpoint when they are imported. What was pushed is in
 `hub.files("model", "me/name")`, every request in `hub.requests`, the log that a real server would keep in `hub.log`.
 
-Spoken: whoami, create, info, tree, paths-info, preupload, LFS batch (basic transfer, sha256 checked), commit (files,
-LFS files, deletions, `parentCommit`), validate-yaml, resolve with ETag and Range. Not spoken (404): Xet, branches,
-tags, pull requests, multipart uploads.
+Spoken: whoami, create (private or not), branches, info, tree, paths-info, preupload, LFS batch (basic transfer, sha256
+checked), commit (files, LFS files, deletions, `parentCommit`), validate-yaml, resolve with ETag and Range. Not spoken
+(404): Xet, tags, pull requests, multipart uploads. `hub.before_commit` runs as a commit comes in: races, faults.
 """
 
 from __future__ import annotations
@@ -33,22 +33,26 @@ _TAIL = r"(?:/(?P<path>.*))?"
 
 @dataclass
 class Repo:
-    """A repo as the history of its `main`: (commit id, message, whole content by path)."""
+    """A repo as its commits in the order they came: (commit id, message, whole content by path)."""
 
     commits: list[tuple[str, str, dict[str, bytes]]] = field(default_factory=list)
+    heads: dict[str, str] = field(default_factory=dict)  # branch -> its last commit
     lfs: set[str] = field(default_factory=set)  # paths that are stored as LFS files
+    private: bool = False
 
-    def commit(self, message: str, files: dict[str, bytes]) -> str:
-        parent = self.commits[-1][0] if self.commits else ""
+    def commit(self, message: str, files: dict[str, bytes], branch: str = "main") -> str:
+        parent = self.heads.get(branch, "")
         listing = "".join(f"{name}{hashlib.sha256(data).hexdigest()}" for name, data in sorted(files.items()))
         sha = hashlib.sha1(f"{parent}\n{message}\n{listing}".encode()).hexdigest()
         self.commits.append((sha, message, files))
+        self.heads[branch] = sha
         return sha
 
     def at(self, revision: str) -> tuple[str, dict[str, bytes]] | None:
         """(commit id, files) of a branch or commit."""
+        wanted = self.heads.get(revision, revision)
         for sha, _, files in reversed(self.commits):
-            if revision in ("main", sha):
+            if sha == wanted:
                 return sha, files
         return None
 
@@ -77,6 +81,7 @@ class HubServer:
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[tuple[str, str]] = []
         self.log: list[str] = []
+        self.before_commit: Callable[[Repo], Answer | None] | None = None
         self._blobs: dict[str, bytes] = {}
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -100,9 +105,9 @@ class HubServer:
         env |= {"HF_HUB_DISABLE_TELEMETRY": "1", "TOKENIZERS_PARALLELISM": "false"}
         return env | ({"HF_TOKEN": self.token} if token else {})
 
-    def files(self, kind: str, repo_id: str) -> dict[str, bytes]:
-        """What `main` of a "model" or "dataset" repo holds, by path."""
-        return dict(self.repos[kind, repo_id].commits[-1][2])
+    def files(self, kind: str, repo_id: str, revision: str = "main") -> dict[str, bytes]:
+        """What a branch or commit of a "model" or "dataset" repo holds, by path."""
+        return dict(self.repos[kind, repo_id].at(revision)[1])
 
     # ---- Answers, one a route ----
 
@@ -126,7 +131,7 @@ class HubServer:
         url = f"{self.url}/{'datasets/' if kind == 'dataset' else ''}{name}"
         if (kind, name) in self.repos:
             return answer({"error": "You already created this repo", "url": url}, 409)
-        self.repos[kind, name] = Repo()
+        self.repos[kind, name] = Repo(private=wanted.get("visibility") == "private" or bool(wanted.get("private")))
         self.repos[kind, name].commit("initial commit", {".gitattributes": b"*.safetensors filter=lfs -text\n"})
         return answer({"url": url, "name": name})
 
@@ -145,10 +150,22 @@ class HubServer:
         at = self._at(found)
         if isinstance(at, Answer):
             return at
-        _, sha, files = at
+        repo, sha, files = at
+        if repo.private and request["headers"].get("Authorization") != f"Bearer {self.token}":
+            return error(401, "RepoNotFound", "Repository not found")
         siblings = [{"rfilename": name, "size": len(data)} for name, data in sorted(files.items())]
         known = {"_id": "1", "id": found["id"], "author": found["id"].split("/")[0], "sha": sha, "siblings": siblings}
-        return answer({**known, "private": False, "gated": False, "disabled": False, "tags": [], "downloads": 0})
+        known |= {"private": repo.private, "gated": False, "disabled": False}
+        return answer({**known, "tags": [], "downloads": 0})
+
+    def _branch(self, found: dict, request: dict, body: bytes) -> Answer:
+        repo = self._repo(found)
+        if repo is None:
+            return error(404, "RepoNotFound", "Repository not found")
+        if found["revision"] in repo.heads:
+            return error(409, "Conflict", "Reference already exists")
+        repo.heads[found["revision"]] = json.loads(body or b"{}").get("startingPoint") or repo.heads["main"]
+        return answer({})
 
     def _tree(self, found: dict, request: dict, body: bytes) -> Answer:
         at = self._at(found)
@@ -179,12 +196,19 @@ class HubServer:
         return answer([_entry(repo, name, files[name]) for name in asked if name in files])
 
     def _preupload(self, found: dict, request: dict, body: bytes) -> Answer:
-        if self._repo(found) is None:
-            return error(404, "RepoNotFound", "Repository not found")
+        at = self._at(found)
+        if isinstance(at, Answer):
+            return at
+        repo, _, there = at
         modes = []
         for file in json.loads(body)["files"]:
-            large = file["path"].endswith(_LARGE) or b"\0" in base64.b64decode(file["sample"])
-            modes.append({"path": file["path"], "uploadMode": "lfs" if large else "regular", "shouldIgnore": False})
+            name = file["path"]
+            large = name.endswith(_LARGE) or b"\0" in base64.b64decode(file["sample"])
+            mode = {"path": name, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+            if name in there:  # what lets a client leave out what has not changed
+                entry = _entry(repo, name, there[name])
+                mode["oid"] = entry.get("lfs", entry)["oid"]
+            modes.append(mode)
         return answer({"files": modes})
 
     def _batch(self, found: dict, request: dict, body: bytes) -> Answer:
@@ -211,6 +235,9 @@ class HubServer:
         return answer({}) if fits else error(404, "EntryNotFound", "not uploaded")
 
     def _commit(self, found: dict, request: dict, body: bytes) -> Answer:
+        hook = self.before_commit
+        if hook is not None and (repo := self._repo(found)) is not None and (fault := hook(repo)) is not None:
+            return fault
         at = self._at(found)
         if isinstance(at, Answer):
             return at
@@ -232,7 +259,7 @@ class HubServer:
                 files.pop(value["path"], None)
             else:
                 return error(400, "BadRequest", f"this server has no {item['key']}")
-        new = repo.commit(message, files)
+        new = repo.commit(message, files, found["revision"])
         return answer({"success": True, "commitOid": new, "commitUrl": f"{self.url}/{found['id']}/commit/{new}"})
 
     def _validate(self, found: dict, request: dict, body: bytes) -> Answer:
@@ -280,6 +307,7 @@ _ROUTES: list[tuple[str, str, Callable[..., Answer], bool]] = [
     ("POST", r"/api/repos/create", HubServer._create, True),
     ("POST", r"/api/validate-yaml", HubServer._validate, False),
     ("GET", _API + r"(?:/revision/(?P<revision>[^/]+))?", HubServer._info, False),
+    ("POST", _API + r"/branch/(?P<revision>[^/]+)", HubServer._branch, True),
     ("GET", _API + r"/tree/(?P<revision>[^/]+)" + _TAIL, HubServer._tree, False),
     ("POST", _API + r"/paths-info/(?P<revision>[^/]+)", HubServer._paths_info, False),
     ("POST", _API + r"/preupload/(?P<revision>[^/]+)", HubServer._preupload, True),

@@ -2,7 +2,8 @@
 
 `with OpenAIServer(...) as server:` serves on a free port of 127.0.0.1. Canned responses go first
 (`server.script(status(529), torn())`); when their queue is empty a small random model answers, which honours `n`,
-`seed`, `temperature`, `max_tokens` and `logprobs` as its `Habits` say. Every request is kept in `server.requests`.
+`seed`, `temperature`, `max_tokens` and `logprobs` as its `Habits` say; asked for no log-probs it is a judge, which
+fills in the JSON schema of the request. Every request is kept in `server.requests`.
 """
 
 from __future__ import annotations
@@ -62,6 +63,12 @@ class Habits:
     wrong_prompts: bool = False  # the log-probs of the place before
     trims: bool = True  # its chat template, the blanks around a response
     thinks: bool = False  # its chat template puts empty reasoning before a given response
+    rewrites: str = ""  # the same, where the response holds this word
+    refuses: str = ""  # 400 for a request that holds this word
+    prompt_shift: float = 0.0  # its prompt log-probs are multiplied by 1 + prompt_shift
+    forgets: int = 0  # so many of the first tokens of a prompt have no score at all
+    unknown: str = ""  # a word whose prompt log-prob is the placeholder of vLLM for -inf
+    keeps_schema: bool = True  # else `response_format` is ignored, and a judge writes as it likes
 
 
 def token(text: str, logprob: Any, **extra: Any) -> dict[str, Any]:
@@ -106,6 +113,10 @@ def plain(body: bytes) -> Canned:
 
 def answer(body: Mapping[str, Any], habits: Habits) -> Canned:
     """What the small model says."""
+    if habits.refuses and any(habits.refuses in message["content"] for message in body["messages"]):
+        return status(400, "maximum context length exceeded at http://gpu7:8000/v1")
+    if "logprobs" not in body:
+        return _judged(body, habits)
     if body.get("n", 1) > habits.most_n:
         return status(400, f"n: Value must be between 1 <= value <= {habits.most_n}")
     n = body.get("n", 1) if habits.knows_n else 1
@@ -113,8 +124,31 @@ def answer(body: Mapping[str, Any], habits: Habits) -> Canned:
     used = [len(each["logprobs"]["content"]) if each["logprobs"] else 5 for each in choices]
     counted = used[0] if habits.usage_of_one else sum(used)
     scored = _scored_prompt(body, habits) if habits.scores_prompts and "prompt_logprobs" in body else None
-    usage = {"prompt_tokens": 11, "completion_tokens": counted, "prompt_tokens_details": {"cached_tokens": 4}}
+    sent = 11 if scored is None else len(scored) + habits.forgets
+    usage = {"prompt_tokens": sent, "completion_tokens": counted, "prompt_tokens_details": {"cached_tokens": 4}}
     return completion(*[{**each, "index": k} for k, each in enumerate(choices)], usage=usage, prompt_logprobs=scored)
+
+
+def _judged(body: Mapping[str, Any], habits: Habits) -> Canned:
+    """A verdict drawn at random from the schema, with 40 of 100 prompt tokens cached and some reasoning billed."""
+    form = body.get("response_format", {}).get("json_schema")
+    rng = random.Random(json.dumps([body["messages"], body.get("seed", 0)]))
+    text = "I like them all, but the first one best."
+    if form and habits.keeps_schema:
+        text = json.dumps(_filled(form["schema"], rng))
+    usage = {"prompt_tokens": 100, "prompt_tokens_details": {"cached_tokens": 40}, "completion_tokens": 30}
+    usage["completion_tokens_details"] = {"reasoning_tokens": 10}
+    return completion(choice(None, text), usage=usage)
+
+
+def _filled(schema: Mapping[str, Any], rng: random.Random) -> Any:
+    if "enum" in schema:
+        return rng.choice(schema["enum"])
+    if schema["type"] == "object":
+        return {name: _filled(inner, rng) for name, inner in schema["properties"].items()}
+    if schema["type"] == "array":  # each of its words once
+        return rng.sample(schema["items"]["enum"], len(schema["items"]["enum"]))
+    return {"string": "words", "integer": 3, "number": 2.5, "boolean": True}[schema["type"]]
 
 
 def _draw(body: Mapping[str, Any], k: int, habits: Habits) -> dict[str, Any]:
@@ -145,17 +179,20 @@ def _scored_prompt(body: Mapping[str, Any], habits: Habits) -> list[Any]:
     rendered: list[str] = ["<s>"]
     for message in body["messages"]:
         text = message["content"].strip() if habits.trims else message["content"]
-        thoughts = ["<think>", "</think>"] if habits.thinks and message["role"] == "assistant" else []
+        thinks = habits.thinks or (habits.rewrites and habits.rewrites in text)
+        thoughts = ["<think>", "</think>"] if thinks and message["role"] == "assistant" else []
         rendered += ["<|im_start|>", message["role"], "\n", *thoughts, *_words(text), END, "\n"]
     rendered += ["<|im_start|>", "assistant", "\n"] if body.get("add_generation_prompt", True) else []
-    known = dict(zip(WORDS, _log_softmax(LOGITS), strict=True))
+    known = dict(zip(WORDS, _log_softmax([logit * (1 + habits.shift) for logit in LOGITS]), strict=True))
     tokens: list[tuple[str, float]] = []
     for k, word in enumerate(rendered):
         before = rendered[k - 1] if habits.wrong_prompts else word
-        value = known.get(before, known.get(f" {before}", -7.0))
+        value = known.get(before, known.get(f" {before}", -7.0)) * (1 + habits.prompt_shift)
+        value = -9999.0 if habits.unknown and word.strip() == habits.unknown else value
         pieces = _entries(word, value, [], habits) if word == " 🙂" else [{"token": word, "logprob": value}]
         tokens += [(piece["token"], piece["logprob"]) for piece in pieces]
-    return [None, *({_id(piece): {"logprob": v, "rank": 1, "decoded_token": piece}} for piece, v in tokens[1:])]
+    places = [{_id(piece): {"logprob": v, "rank": 1, "decoded_token": piece}} for piece, v in tokens[1:]]
+    return [None, *places[habits.forgets :]]
 
 
 def _id(piece: str) -> str:

@@ -1,29 +1,45 @@
 """One row of a judge's build: what is asked about it, and what the verdicts come to.
 
-Pure: asks nobody and writes nothing. Equal responses are collapsed before they are asked about, and share what comes
-out; the order of the candidates is permuted and goes round from repeat to repeat, so that no place is anybody's.
+A row is asked about in cycles (`repeats`), and a cycle is one question or several, as the judge's protocol has it:
+all candidates at once, pair by pair, one by one. Equal responses are collapsed before they are asked about, and share
+what comes out; the order of the candidates is permuted and goes round from cycle to cycle, so that no place is
+anybody's. Pure: asks nobody and writes nothing.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from ..clients.base import JudgeRequest
+from ..clients.base import JudgeRequest, Verdict
 from ..data.schema import competition_ranks, digest, mark_duplicates
 from .agreement import kendalls_w, mean_tau_b
 from .judging import Question
 from .sampling import Drawn
 
 
+Orders = Callable[[Sequence[int]], Sequence[Sequence[int]]]
+
+
 @dataclass(frozen=True)
 class Case:
-    """One row in the making. `questions` is empty when there are not two different responses to compare."""
+    """One row in the making. `questions` is empty when there are not two different responses to compare; the cycle of
+    a question is its `request.repeat`."""
 
     drawn: Drawn
     duplicate_of: list[int | None]
     questions: list[Question]
+
+
+@dataclass(frozen=True)
+class OwnAnswer:
+    """The judge's own answer, ranked beside the responses. `duplicate_of`: the response with the same text."""
+
+    text: str
+    score: float
+    rank: int
+    duplicate_of: int | None = None
 
 
 @dataclass(frozen=True)
@@ -35,6 +51,7 @@ class Ranking:
     ranks: list[int | None]
     agreement_w: float | None = None
     agreement_tau: float | None = None
+    answer: OwnAnswer | None = None  # takes a place in the competition, so that `ranks` may leave one out
 
 
 def shown_order(
@@ -55,56 +72,116 @@ def shown_order(
     return tuple(base[step:] + base[:step])
 
 
-def make_case(drawn: Drawn, *, where: str, seed: int, repeats: int) -> Case:
-    """What is to be asked about one prompt: nothing if all its responses are the same."""
+def make_case(drawn: Drawn, *, where: str, seed: int, repeats: int, orders: Orders | None = None) -> Case:
+    """What is to be asked about one prompt: nothing if all its responses are the same.
+
+    Args:
+        where: the row, as errors name it.
+        repeats: cycles of questions.
+        orders: the questions of a cycle (the judge's `orders`); default: one, on all candidates at once.
+    """
     item = drawn.item
     texts = [sample.text for sample in drawn.samples]
     duplicate_of = mark_duplicates(texts)
     distinct = [i for i, original in enumerate(duplicate_of) if original is None]
     questions = []
     for repeat in range(repeats if len(distinct) > 1 else 0):
-        order = shown_order(distinct, seed=seed, prompt_id=item.prompt_id, occurrence=item.occurrence, repeat=repeat)
-        candidates = tuple(texts[i] for i in order)
-        # The candidates are hashed too: a response that holds its own nonce would have to be found by trial.
-        nonce = digest(["nonce", seed, item.prompt_id, item.occurrence, repeat, candidates])[:16]
-        request = JudgeRequest(item.prompt, candidates, item.reference, repeat, nonce)
-        questions.append(Question(where, request, order))
+        cycle = shown_order(distinct, seed=seed, prompt_id=item.prompt_id, occurrence=item.occurrence, repeat=repeat)
+        for order in orders(cycle) if orders else [cycle]:
+            candidates = tuple(texts[i] for i in order)
+            # The candidates are hashed too: a response that holds its own nonce would have to be found by trial.
+            nonce = digest(["nonce", seed, item.prompt_id, item.occurrence, repeat, candidates])[:16]
+            request = JudgeRequest(item.prompt, candidates, item.reference, repeat, nonce)
+            questions.append(Question(where, request, tuple(order)))
     return Case(drawn, duplicate_of, questions)
 
 
 def rank_case(case: Case, tie_delta: float) -> Ranking:
-    """Mean scores over the repeats that could be read, and competition ranks of them."""
+    """Mean scores over the cycles that could be read, and competition ranks of them.
+
+    In a cycle, the score of a response is the mean over its questions. Where candidates stand side by side (all at
+    once, in pairs), a cycle counts if all its questions were read: else some responses would have met others than the
+    rest. Where each is asked about alone, a response counts that was read in every cycle that was read at all.
+
+    A judge's own answer (see [`tuna_trl.clients.contextual.ContextualProtocol`]) is another text in every cycle: the
+    one of the first cycle that was read is ranked, with the score it got there.
+
+    Returns:
+        `ok`; `partial`, where some cycles or responses are missing; else no rank at all, with the status of the first
+        question that could not be read (`over_budget`: it was never answered).
+    """
     n = len(case.drawn.samples)
     if not case.questions:
         return Ranking("ok", [None] * n, [1] * n)
-    verdicts = [question.answers[-1].verdict for question in case.questions]
-    read = [k for k, verdict in enumerate(verdicts) if verdict.status == "ok"]
-    if not read:
-        return Ranking(verdicts[0].status, [None] * n, [None] * n)
-    table = []  # one dict a readable repeat: response index -> score
-    for k in read:
-        places = zip(case.questions[k].permutation, verdicts[k].scores, strict=True)
-        table.append({i: score for i, score in places if score is not None})
-    scored = [i for i in sorted(table[0]) if all(i in row for row in table)]
-    means = {i: math.fsum(row[i] for row in table) / len(table) for i in scored}
-    order = verdicts[0].order if len(verdicts) == 1 and tie_delta == 0 else None
-    merit = means
-    if order is not None:  # places best first: an earlier one wins among equal scores
-        place = {case.questions[0].permutation[p]: k for k, p in enumerate(order)}
-        strict = sorted(scored, key=lambda i: (-means[i], place[i]))
-        merit = {i: -float(k) for k, i in enumerate(strict)}
-    # A duplicate has the score and the rank of its original.
+    table = _cycles(case.questions)
+    scored = [i for i in sorted(table[0]) if all(i in row for row in table)] if table else []
+    bad = [verdict.status for question in case.questions if (verdict := _verdict(question)).status != "ok"]
+    if not scored:
+        return Ranking(bad[0] if bad else "malformed", [None] * n, [None] * n)
+    means: dict[int, float] = {i: math.fsum(row[i] for row in table) / len(table) for i in scored}
+    # A duplicate has the score and the rank of its original, and so has a judge's answer that repeats a response.
     original = [i if first is None else first for i, first in enumerate(case.duplicate_of)]
-    ranked = [i for i in range(n) if original[i] in merit]
-    ranks: list[int | None] = [None] * n
+    verdict = _answered(case.questions)
+    own = None
+    if verdict is not None:
+        own = mark_duplicates([*(sample.text for sample in case.drawn.samples), verdict.answer])[n]
+        means.setdefault(n if own is None else own, verdict.answer_score)
+        original.append(n if own is None else own)
+    merit = _merit(case.questions, means, n, tie_delta)
+    ranked = [i for i in range(len(original)) if original[i] in merit]
+    ranks: list[int | None] = [None] * len(original)
     for i, rank in zip(ranked, competition_ranks([merit[original[i]] for i in ranked], tie_delta), strict=True):
         ranks[i] = rank
-    by_repeat = [[row[i] for i in scored] for row in table]
-    complete = len(read) == len(verdicts) and len(ranked) == n
+    by_cycle = [[row[i] for i in scored] for row in table]
     return Ranking(
-        "ok" if complete else "partial",
+        "partial" if bad or None in ranks[:n] else "ok",
         [means.get(original[i]) for i in range(n)],
-        ranks,
-        kendalls_w(by_repeat),
-        mean_tau_b(by_repeat),
+        ranks[:n],
+        kendalls_w(by_cycle),
+        mean_tau_b(by_cycle),
+        None if verdict is None else OwnAnswer(verdict.answer, means[original[n]], ranks[n], own),
     )
+
+
+def _verdict(question: Question) -> Verdict:
+    """The reading that counts: the last attempt's."""
+    return question.answers[-1].verdict if question.answers else Verdict("over_budget", ())
+
+
+def _cycles(questions: Sequence[Question]) -> list[dict[int, float]]:
+    """One dict for each cycle that counts: response index -> its mean score over the cycle's questions."""
+    alone = all(len(question.permutation) == 1 for question in questions)
+    cycles: dict[int, list[Question]] = {}
+    for question in questions:
+        cycles.setdefault(question.request.repeat, []).append(question)
+    table = []
+    for cycle in cycles.values():
+        read = [question for question in cycle if _verdict(question).status == "ok"]
+        if not read or (not alone and len(read) < len(cycle)):
+            continue
+        found: dict[int, list[float | None]] = {}
+        for question in read:
+            for i, score in zip(question.permutation, _verdict(question).scores, strict=True):
+                found.setdefault(i, []).append(score)
+        table.append({i: math.fsum(some) / len(some) for i, some in found.items() if None not in some})
+    return table
+
+
+def _answered(questions: Sequence[Question]) -> Verdict | None:
+    """The first verdict that was read and has a scored answer of the judge's own."""
+    verdicts = map(_verdict, questions)
+    return next((v for v in verdicts if v.status == "ok" and v.answer_score is not None), None)
+
+
+def _merit(questions: Sequence[Question], means: dict[int, float], n: int, tie_delta: float) -> dict[int, float]:
+    """What is compared: the means; or places, where a single question's order is to break ties between equal scores.
+
+    `n` stands for the judge's own answer, which is the last place of its order.
+    """
+    verdict = _verdict(questions[0])
+    if len(questions) > 1 or tie_delta != 0 or verdict.order is None:
+        return means
+    shown = (*questions[0].permutation, n)
+    place = {shown[p]: k for k, p in enumerate(verdict.order)}  # places best first: an earlier one wins
+    strict = sorted(means, key=lambda i: (-means[i], place[i]))
+    return {i: -float(k) for k, i in enumerate(strict)}

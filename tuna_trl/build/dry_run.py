@@ -61,15 +61,15 @@ class DryRun:
 
     def table(self) -> str:
         """The figures as people read them."""
-        cost = "unknown" if self.cost is None else _shown(self.cost, "{:,.2f} USD")
-        seconds = "unknown" if self.seconds is None else _shown(self.seconds, clock=True)
+        cost = "unknown" if self.cost is None else shown_range(self.cost, "{:,.2f} USD")
+        seconds = "unknown" if self.seconds is None else shown_range(self.seconds, clock=True)
         lines = [
             ("teacher", self.teacher),
             ("prompts", f"{self.prompts:,}"),
             ("responses", f"{self.responses:,}, of which {self.known:,} are in the journal already"),
             ("", "low / expected / high"),
-            ("input tokens", _shown(self.input_tokens)),
-            ("output tokens", _shown(self.output_tokens)),
+            ("input tokens", shown_range(self.input_tokens)),
+            ("output tokens", shown_range(self.output_tokens)),
             ("time", seconds),
             ("price", cost),
         ]
@@ -213,7 +213,8 @@ def _bytes(item: PromptItem) -> int:
     return sum(len(message["content"].encode("utf-8", "replace")) + 16 for message in item.prompt)
 
 
-def _shown(figure: Range, form: str = "{:,.0f}", *, clock: bool = False) -> str:
+def shown_range(figure: Range, form: str = "{:,.0f}", *, clock: bool = False) -> str:
+    """A figure as people read it: low / expected / high, or one number where it is known; `clock`: it is seconds."""
     values: Iterable[float] = (figure.low, figure.expected, figure.high)
     if figure.low == figure.expected == figure.high:
         values = (figure.expected,)

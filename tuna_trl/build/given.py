@@ -5,7 +5,7 @@ Pure: reads the rows it is given, changes none of them, and knows neither models
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -60,8 +60,8 @@ def given_splits(dataset: Any) -> dict[str, Iterable[Any]]:
     return splits
 
 
-def given_rows(rows: Iterable[Any], where: str = "", limit: int | None = None) -> list[GivenRow]:
-    """The rows of one split, at most the first `limit`.
+def read_given(rows: Iterable[Any], where: str = "", limit: int | None = None) -> Iterator[GivenRow]:
+    """The rows of one split, one at a time, at most the first `limit`.
 
     A row has `prompt` (a string or messages), or `instruction` (a string) with an optional `input`, which follows it
     after a blank line; and `responses` or `outputs`: a list of strings or of dicts with `content`, `text` or `output`
@@ -75,10 +75,16 @@ def given_rows(rows: Iterable[Any], where: str = "", limit: int | None = None) -
         SchemaError: naming the row, the column, what was found and what mends it.
         InputError: there are no rows.
     """
-    found = [_given(row, f"{where}{where and ', '}row {i}") for i, row in enumerate(islice(rows, limit))]
-    if not found:
+    i = -1
+    for i, row in enumerate(islice(rows, limit)):
+        yield _given(row, f"{where}{where and ', '}row {i}")
+    if i < 0:
         raise InputError(f"`dataset`{where and f' ({where})'} has no rows, so there is nothing to rank.")
-    return found
+
+
+def given_rows(rows: Iterable[Any], where: str = "", limit: int | None = None) -> list[GivenRow]:
+    """The rows of [`read_given`] as a list."""
+    return list(read_given(rows, where, limit))
 
 
 def _given(row: Any, where: str) -> GivenRow:

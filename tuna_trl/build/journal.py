@@ -12,14 +12,19 @@ import json
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..data.schema import canonical_json
 from ..errors import BuildError, InputError
-from .leases import SCHEMA, Claim, Leases
+from . import leases, ledger, submissions
+from .leases import Claim, Leases
+from .ledger import Ledger
+from .submissions import ADD_TO_TOTAL, Submissions
 
+
+T = TypeVar("T")
 
 _SCHEMA = f"""
 CREATE TABLE IF NOT EXISTS replies (
@@ -36,7 +41,7 @@ CREATE TABLE IF NOT EXISTS totals (
     name TEXT PRIMARY KEY,    -- spent: USD, by all replies in this file; sent_again: requests, see `sent_again`
     value REAL NOT NULL
 ) WITHOUT ROWID;
-{SCHEMA}
+{leases.SCHEMA}{ledger.SCHEMA}{submissions.SCHEMA}
 """
 
 
@@ -70,6 +75,8 @@ class Journal:
         except (sqlite3.Error, OSError) as error:
             raise BuildError(f"The journal {self.path} could not be opened: {error}.") from error
         self._leases = Leases(self._claims_db, claims_lock, renew=not self.in_memory)
+        self._ledger = Ledger(self._claims_db, claims_lock, self._leases)
+        self._submissions = Submissions(self._db, self._lock, self._claims_db, claims_lock, self._leases)
 
     @property
     def in_memory(self) -> bool:
@@ -106,7 +113,9 @@ class Journal:
         Args:
             cost: USD that the reply cost; see [`spent`].
         """
-        rows = [(key, kind, canonical_json(record)) for key, record in records.items()]
+        # Half a surrogate pair, which a reply can hold, has no UTF-8; in JSON its escape reads back as what it was.
+        texts = {key: canonical_json(record).encode("utf-8", "backslashreplace") for key, record in records.items()}
+        rows = [(key, kind, text.decode()) for key, text in texts.items()]
         try:
             with self._lock:
                 self._db.execute("BEGIN IMMEDIATE")
@@ -115,11 +124,7 @@ class Journal:
                     self._db.executemany("INSERT OR IGNORE INTO places VALUES (?, ?, ?)", places)
                     self._db.executemany("DELETE FROM claims WHERE key = ?", [(key,) for key in records])
                     if cost:
-                        self._db.execute(
-                            "INSERT INTO totals VALUES ('spent', ?) "
-                            "ON CONFLICT (name) DO UPDATE SET value = value + excluded.value",
-                            (cost,),
-                        )
+                        self._db.execute(ADD_TO_TOTAL, ("spent", cost))
                     self._db.execute("COMMIT")
                 except BaseException:
                     if self._db.in_transaction:
@@ -143,17 +148,19 @@ class Journal:
 
     def claim(self, keys: Sequence[str]) -> Claim:
         """Take a lease on one request (the keys of its parts), to be ended by [`put_all`] or [`release`]."""
-        try:
-            return self._leases.claim(keys)
-        except sqlite3.Error as error:
-            raise BuildError(f"The journal {self.path} could not be written: {error}.") from error
+        return self._written(lambda: self._leases.claim(keys))
 
     def release(self, keys: Sequence[str]) -> None:
         """Give back a lease on what was not answered."""
-        try:
-            self._leases.release(keys)
-        except sqlite3.Error as error:
-            raise BuildError(f"The journal {self.path} could not be written: {error}.") from error
+        self._written(lambda: self._leases.release(keys))
+
+    def money(self, call: Callable[[Ledger], T]) -> T:
+        """What `call` makes of the money of all who share this file."""
+        return self._written(lambda: call(self._ledger))
+
+    def batches(self, call: Callable[[Submissions], T]) -> T:
+        """What `call` makes of the batches that this file knows."""
+        return self._written(lambda: call(self._submissions))
 
     def count(self, kind: str | None = None) -> int:
         """How many replies are journalled, of one kind or in all."""
@@ -162,13 +169,17 @@ class Journal:
 
     def close(self) -> None:
         try:
-            self._leases.close()
-        except sqlite3.Error as error:
-            raise BuildError(f"The journal {self.path} could not be written: {error}.") from error
+            self._written(self._leases.close)
         finally:
             for db in {id(db): db for db in (self._claims_db, self._db)}.values():
                 with self._lock:
                     db.close()
+
+    def _written(self, call: Callable[[], T]) -> T:
+        try:
+            return call()
+        except sqlite3.Error as error:
+            raise BuildError(f"The journal {self.path} could not be written: {error}.") from error
 
     def _read(self, query: str, values: Sequence[Any]) -> Any:
         try:
@@ -200,6 +211,12 @@ def set_aside(path: str | Path) -> Path | None:
     with Journal(path) as journal:
         if others := journal._leases.others():
             raise InputError(f"The journal {path} is in use by process {others[0]}; stop it, or wait for its end.")
+        if waiting := journal.batches(lambda batches: batches.open_batches()):
+            raise InputError(
+                f"The journal {path} waits for {len(waiting)} batches ({', '.join(waiting[:3])}), whose answers are "
+                "paid for: collect them by the same command without --no-resume, or give each up with "
+                "--forget-batch ID."
+            )
     number = 1
     while (aside := path.with_name(f"{path.name}.aside-{number}")).exists():
         number += 1

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..clients.base import Judge, Sampler, Sampling, Usage
-from ..clients.contextual import labels
+from ..clients.verdicts import labels
 from ..data.schema import judgment_features, make_row, ranked_features
 from ..errors import InputError
-from .case import Case, make_case, rank_case
+from .case import Case, OwnAnswer, make_case, rank_case
 from .cost import Budget
 from .items import PromptItem, as_splits, prompt_items
 from .journal import Journal
@@ -45,11 +45,17 @@ class JudgeBuildConfig:
         rouge_tokenizer: "rouge" knows a-z and 0-9 only; "unicode" every script (Chinese, Arabic, ...).
         bucket_size: prompts a sampler's call; part of what makes a resumed build identical.
         repeats: judgments a row, each in another order of the candidates; with as many repeats as distinct responses
-            each response stands at each place once.
+            each response stands at each place once. With a judge that compares pairs, each repeat asks about every
+            pair in both orders; with one that reads candidates one by one, about each of them.
         tie_delta: scores within this distance of their group's first tie. With `repeats=1` and `tie_delta=0` the
-            judge's own ranking decides between equal scores.
+            judge's own ranking, if its protocol has one, decides between equal scores.
         max_malformed: how often a malformed verdict is asked for again (2 = at most three requests).
         max_cost: cap in USD on the judge, what the journal holds included; a paid judge needs one (`math.inf`: none).
+        stop_over_budget: end with an error when the next request does not fit under the cap; False goes on with what
+            does, and rows that it did not reach have the status `over_budget`.
+        batch: ask the judge in batches, where its provider has them: half the price, answers within a day.
+        batch_requests: requests of one batch at most; None = as many as the provider takes.
+        batch_poll: seconds between two looks at an open batch.
         limit: the first so many prompts of each split only; None = all.
         journal: the SQLite file that every sample and reply is written to; a paid judge needs one. None = memory.
         show_progress: progress on stderr.
@@ -73,6 +79,10 @@ class JudgeBuildConfig:
     tie_delta: float = 0.0
     max_malformed: int = 2
     max_cost: float | None = None
+    stop_over_budget: bool = True
+    batch: bool = False
+    batch_requests: int | None = None
+    batch_poll: float = 60.0
     limit: int | None = None
     journal: str | Path | None = None
     show_progress: bool = True
@@ -81,7 +91,7 @@ class JudgeBuildConfig:
         least = {
             "num_responses": 1, "temperature": 0, "top_k": 0, "max_new_tokens": 1, "temperature_step": 0,
             "max_tries": 1, "bucket_size": 1, "repeats": 1, "tie_delta": 0, "max_malformed": 0, "max_cost": 0,
-            "limit": 1,
+            "limit": 1, "batch_requests": 1, "batch_poll": 0,
         }  # fmt: skip
         for name, minimum in least.items():
             value = getattr(self, name)
@@ -133,29 +143,31 @@ def judge_builds(
         (ranked rows, judgments), both with the splits of `prompts`. A row that could not be judged keeps its
         responses, with neither rank nor score, and says why in `status`; a row of which only some repeats (or some
         responses) could be judged is `partial`. Equal responses are not judged: they share rank 1, without a score.
+        Where the judge ranks its own answer too, that of the first repeat that could be read is one more response,
+        with `source` "judge", the judge's name as its `model` and the score that it got there.
     """
     from datasets import DatasetDict
 
     config = config or JudgeBuildConfig()
-    _check_spending(judge, config)
+    check_judge_spending(judge, config)
     items = {name: prompt_items(rows, limit=config.limit) for name, rows in as_splits(prompts).items()}
     if judge.method == "reference":
-        _check_references(items)
+        check_references(items)
     with Journal(config.journal or ":memory:") as journal:
         cases = {
             split: [
-                make_case(drawn, where=f"{split}[{i}]", seed=config.seed, repeats=config.repeats)
+                make_case(drawn, where=f"{split}[{i}]", seed=config.seed, repeats=config.repeats, orders=judge.orders)
                 for i, drawn in enumerate(_draw(some, student, config, journal))
             ]
             for split, some in items.items()
         }
-        _judge(cases, judge, config, journal)
+        ask_about(cases, judge, config, journal)
     generator = student.fingerprint()  # once a build: it reads every weight
     ranked, judgments = DatasetDict(), DatasetDict()
     for split, some in cases.items():
-        ranked[split] = _dataset([_row(case, student, generator, judge, config) for case in some], ranked_features())
-        replies = [row for case in some for row in _judgment_rows(case, judge)]
-        judgments[split] = _dataset(replies, judgment_features())
+        ranked[split] = dataset_of([_row(case, student, generator, judge, config) for case in some], ranked_features())
+        replies = [row for case in some for row in judgment_rows(case, judge)]
+        judgments[split] = dataset_of(replies, judgment_features())
     return ranked, judgments
 
 
@@ -178,7 +190,7 @@ def _draw(items: list[PromptItem], student: Sampler, config: JudgeBuildConfig, j
     )
 
 
-def _judge(cases: dict[str, list[Case]], judge: Judge, config: JudgeBuildConfig, journal: Journal) -> None:
+def ask_about(cases: dict[str, list[Case]], judge: Judge, config: JudgeBuildConfig, journal: Journal) -> None:
     """Have every question answered; the same question in two splits is asked once."""
     unique: dict[str, Question] = {}
     same: list[tuple[Question, Question]] = []
@@ -194,6 +206,9 @@ def _judge(cases: dict[str, list[Case]], judge: Judge, config: JudgeBuildConfig,
         budget=Budget(math.inf if config.max_cost is None else config.max_cost),
         max_malformed=config.max_malformed,
         show_progress=config.show_progress,
+        batch=judge.batch(max_requests=config.batch_requests) if config.batch else None,
+        poll=config.batch_poll,
+        stop_over_budget=config.stop_over_budget,
     )
     for question, first in same:
         question.answers.extend(first.answers)
@@ -219,6 +234,8 @@ def _row(
                 "source": "student",
             }
         )
+    if ranking.answer is not None:
+        responses.append(own_answer(ranking.answer, len(responses), judge))
     return make_row(
         drawn.item.prompt,
         responses,
@@ -231,6 +248,19 @@ def _row(
         source=drawn.item.source,
         provenance=_provenance(drawn, generator, judge, config),
     )
+
+
+def own_answer(answer: OwnAnswer, index: int, judge: Judge) -> dict[str, Any]:
+    """The judge's own answer as one more response of its row."""
+    return {
+        "index": index,
+        "rank": answer.rank,
+        "score": answer.score,
+        "model": judge.name,
+        "content": answer.text,
+        "duplicate_of": answer.duplicate_of,
+        "source": "judge",
+    }
 
 
 def _provenance(drawn: Drawn, generator: dict[str, Any], judge: Judge, config: JudgeBuildConfig) -> dict[str, Any]:
@@ -248,7 +278,7 @@ def _provenance(drawn: Drawn, generator: dict[str, Any], judge: Judge, config: J
     }
 
 
-def _judgment_rows(case: Case, judge: Judge) -> list[dict[str, Any]]:
+def judgment_rows(case: Case, judge: Judge) -> list[dict[str, Any]]:
     """One row a reply, malformed ones that were asked for again included."""
     return [
         {
@@ -261,26 +291,28 @@ def _judgment_rows(case: Case, judge: Judge) -> list[dict[str, Any]]:
             "labels": list(labels(len(question.permutation))),
             "scores": list(answer.verdict.scores),
             "status": answer.verdict.status,
-            "raw": answer.reply.raw,
+            "raw": answer.reply.raw.encode("utf-8", "backslashreplace").decode(),  # half a pair has no UTF-8
             "stop_reason": answer.reply.stop_reason,
             "request_id": answer.reply.request_id,
             "usage": asdict(answer.reply.usage),
-            "cost": judge.cost(answer.reply.usage),
+            "cost": answer.cost,
         }
         for question in case.questions
         for attempt, answer in enumerate(question.answers)
     ]
 
 
-def _dataset(rows: list[dict[str, Any]], features: Features) -> Dataset:
+def dataset_of(rows: list[dict[str, Any]], features: Features) -> Dataset:
     """Rows as a Dataset; column by column, because `Dataset.from_list([], features=...)` raises."""
     from datasets import Dataset
 
     return Dataset.from_dict({name: [row[name] for row in rows] for name in features}, features=features)
 
 
-def _check_spending(judge: Judge, config: JudgeBuildConfig) -> None:
+def check_judge_spending(judge: Judge, config: JudgeBuildConfig) -> None:
     """A paid judge is asked only with a cap and a journal; all before the first sample is drawn."""
+    if config.batch and not hasattr(judge, "batch"):
+        raise InputError(f"{judge.name} cannot be asked in batches: set JudgeBuildConfig(batch=False), the default.")
     if not judge.paid:
         return
     if config.max_cost is None:
@@ -300,7 +332,7 @@ def _check_spending(judge: Judge, config: JudgeBuildConfig) -> None:
         )
 
 
-def _check_references(items: dict[str, list[PromptItem]]) -> None:
+def check_references(items: dict[str, list[PromptItem]]) -> None:
     """The reference judge needs a reference in every row, and is to say so before hours of sampling."""
     for split, some in items.items():
         missing = [i for i, item in enumerate(some) if item.reference is None]

@@ -1,57 +1,32 @@
 """Asking a judge many questions: in parallel, within a budget, every reply journalled before anybody reads it.
 
-Knows questions and replies; nothing of rows, ranks or samplers. A kill at any instant costs at most the requests that
-are in flight: they are asked again by the next run, which says how many.
+A kill at any instant costs at most the requests that are in flight: they are asked again by the next run, which says
+how many. Processes that share a journal never ask the same question. With a batch transport the questions go out by
+`batches.py` instead.
 """
 
 from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import asdict, dataclass, field
 
-from ..clients.base import Judge, JudgeRequest, Reply, Verdict
-from ..data.schema import digest
+from ..clients.base import BatchTransport, Judge, Reply
 from ..errors import BudgetExceeded, BuildError, InputError
+from .batches import BatchAsking
 from .cost import Budget
 from .journal import Journal
 from .progress import progress
+from .questions import KIND, Answer, Desk, Question, answered, read
+from .totals import usage_totals
 
 
-@dataclass(frozen=True)
-class Answer:
-    """A reply and how the judge's protocol reads it."""
+__all__ = ["Answer", "Question", "ask_all", "read", "usage_totals"]
 
-    reply: Reply
-    verdict: Verdict
-
-
-@dataclass
-class Question:
-    """One repeat of one row. `answers` holds every attempt, in order; the last one counts."""
-
-    where: str  # the row, as an error names it
-    request: JudgeRequest
-    permutation: tuple[int, ...]  # permutation[shown place] = index of the response
-    answers: list[Answer] = field(default_factory=list)
-
-    def key(self, judge: Judge, attempt: int) -> str:
-        """The journal key of an attempt: everything that the reply can depend on, and no URL."""
-        return digest(
-            {
-                "kind": "judgment",
-                "judge": judge.fingerprint(),
-                "request": asdict(self.request),
-                "permutation": self.permutation,
-                "attempt": attempt,
-            }
-        )
-
-    def wants(self, attempt: int) -> bool:
-        """Whether attempt number `attempt` is due: the first always, a later one after a malformed reply."""
-        return len(self.answers) == attempt and (attempt == 0 or self.answers[-1].verdict.status == "malformed")
+_LOOK = 0.05  # seconds between two looks for a reply that another process waits for
+_LOOKS = 20  # after so many, see whether that process still lives
 
 
 def ask_all(
@@ -62,159 +37,207 @@ def ask_all(
     budget: Budget,
     max_malformed: int = 2,
     show_progress: bool = True,
+    batch: BatchTransport | None = None,
+    poll: float = 60.0,
+    stop_over_budget: bool = True,
 ) -> None:
     """Fill `answers` of every question: from the journal where a reply is there, else by asking the judge.
 
+    A malformed reply is asked for again, one that was cut at the limit once more with twice the limit (where the judge
+    `gives_room`), a refusal never. Each reply is kept, under a key of its own.
+
     Args:
         questions: distinct questions (no two with the same key).
-        max_malformed: how often a malformed reply is asked for again; each reply is kept, under a key of its own.
+        budget: the cap; it is kept together with all who use this journal ([`Budget.share`]).
+        max_malformed: how often a malformed reply is asked for again.
+        batch: ask in batches: `judge.batch()`. The first question is asked by itself, so that a request that the API
+            refuses is refused now and not a day later.
+        poll: seconds between two looks at a batch.
+        stop_over_budget: raise when a question does not fit under the cap; False gives it a verdict of status
+            `over_budget`, which is not journalled, and goes on with those that fit.
 
     Raises:
         BudgetExceeded: the next request could cost more than what is left; nothing received is lost.
         InputError: the judge says that a request is wrong; the message names the row.
         BuildError: the judge gave no reply.
-        KeyboardInterrupt: after the replies in flight were received and journalled.
+        KeyboardInterrupt: after the replies in flight were received and journalled; batches go on at the provider's.
     """
-    lost = _read_journal(questions, judge, journal, budget, max_malformed)
-    known = sum(bool(question.answers) for question in questions)
-    note = f"{known} of {len(questions)} judgments were already in the journal"
-    if lost:
-        note += f"; {lost} requests were in flight when the last run ended and are sent again"
-    asking = _Asking(judge, journal, budget, show_progress)
+    desk = Desk(
+        judge,
+        journal,
+        budget,
+        batch=batch,
+        max_malformed=max_malformed,
+        stop_over_budget=stop_over_budget,
+        show_progress=show_progress,
+    )
+    due = [question for question in questions if desk.look(question)]
+    _count_spent(questions, desk)
+    before = journal.sent_again()
+    note = f"{answered(questions)} of {len(questions)} judgments were already in the journal"
+    single = _Single(desk)
     try:
-        for attempt in range(max_malformed + 1):
-            due = [question for question in questions if question.wants(attempt)]
-            if attempt == 0:
-                asking.run(due, attempt, f"{judge.name} judges", note)
-            elif due:
-                asking.run(due, attempt, f"{judge.name} judges again what was malformed")
+        if batch is not None:
+            probing = f"{judge.name} judges one question by itself, before the batches"
+            asking = BatchAsking(desk, batch, single=lambda one: single.run([one], probing), poll=poll)
+            asking.run(questions, note)
+        else:
+            _refuse_batched(due, desk)
+            single.run(due, f"{judge.name} judges", note)
+            while due := [question for question in due if desk.look(question)]:
+                single.run(due, f"{judge.name} judges again what was malformed or cut")
     except (BudgetExceeded, BuildError) as error:
-        done = sum(bool(question.answers) for question in questions)
         way_out = "Raise max_cost and run" if isinstance(error, BudgetExceeded) else "Run"
         raise type(error)(
-            f"{error} {done} of {len(questions)} judgments are in the journal {journal.path}. "
+            f"{error} {answered(questions)} of {len(questions)} judgments are in the journal {journal.path}. "
             f"{way_out} the same build again to go on: nothing received is asked for twice."
         ) from None
+    finally:
+        again = journal.sent_again() - before
+        if show_progress:
+            if again:
+                _say(f"{again} requests were in flight when an earlier run ended and were sent again.")
+            _say(f"{judge.name}: {usage_totals(questions, judge).line()}")
 
 
-def _read_journal(
-    questions: Sequence[Question], judge: Judge, journal: Journal, budget: Budget, max_malformed: int
-) -> int:
-    """Take what earlier runs received, and count its price; returns how many requests were sent but not answered."""
-    lost = 0
-    for question in questions:
-        for attempt in range(max_malformed + 1):
-            if not question.wants(attempt):
-                break
-            key = question.key(judge, attempt)
-            record = journal.get(key)
-            if record is None:
-                lost += journal.get(_sent(key)) is not None
-                break
-            reply = Reply.from_json(record)
-            budget.charge(_billed(judge, question.request, reply))
-            question.answers.append(Answer(reply, read(judge, question.request, reply)))
-    return lost
+def _count_spent(questions: Sequence[Question], desk: Desk) -> None:
+    """Count what the journal's replies cost; the journals of older versions hold no sum."""
+    spent = math.fsum(
+        desk.billed(question.asked(attempt), answer.reply, answer.batch)
+        for question in questions
+        for attempt, answer in enumerate(question.answers)
+    )
+    desk.budget.observe(spent)
+    desk.budget.share(desk.journal)
 
 
-class _Asking:
+def _refuse_batched(due: Sequence[Question], desk: Desk) -> None:
+    """What is in a batch at the provider's is not asked for singly: it would be paid for twice."""
+    batches = desk.journal.batches(lambda known: known.open_batches())
+    if batches and any(desk.journal.batches(lambda known, q=q: known.waits(desk.key(q))) for q in due):
+        raise InputError(
+            f"Some of these questions are in batches that are not collected yet ({', '.join(batches)}). Run the same "
+            "build in batch mode to collect them (--batch)."
+        )
+
+
+class _Single:
     """Sends questions in chunks of `judge.max_batch`, `judge.concurrency` chunks at once."""
 
-    def __init__(self, judge: Judge, journal: Journal, budget: Budget, show_progress: bool) -> None:
-        self.judge, self.journal, self.budget, self.show_progress = judge, journal, budget, show_progress
+    def __init__(self, desk: Desk) -> None:
+        self.desk, self.judge, self.journal, self.budget = desk, desk.judge, desk.journal, desk.budget
         self._stopping = threading.Event()
 
-    def run(self, questions: Sequence[Question], attempt: int, title: str, note: str = "") -> None:
+    def run(self, questions: Sequence[Question], title: str, note: str = "") -> None:
         """Ask all; at the first error nothing more is sent, what is in flight is received, and the error is raised."""
-        size = max(1, self.judge.max_batch)
-        chunks = [questions[i : i + size] for i in range(0, len(questions), size)]
         with (
-            progress(title, len(questions), note, show=self.show_progress) as advance,
+            progress(title, len(questions), note, show=self.desk.show_progress) as advance,
             ThreadPoolExecutor(max(1, self.judge.concurrency), thread_name_prefix="judge") as pool,
         ):
-            futures = {pool.submit(self._ask, chunk, attempt): chunk for chunk in chunks}
             try:
-                for future in as_completed(futures):
-                    future.result()
-                    advance(len(futures[future]))
+                rest = self._ask_each(questions, pool, advance)
+                while rest := self._still_asked(rest, advance):  # or asked by one that has died
+                    rest = self._ask_each(rest, pool, advance)
             except BaseException as error:
                 self._stopping.set()
-                if isinstance(error, KeyboardInterrupt) and self.show_progress:
+                if isinstance(error, KeyboardInterrupt) and self.desk.show_progress:
                     _say("Stopping when what is in flight has arrived; Ctrl-C again gives it up.")
                 raise  # leaving the pool waits for what is in flight; what is queued sees the flag
 
-    def _ask(self, chunk: Sequence[Question], attempt: int) -> None:
-        """One call of the judge: reserve, send, journal, settle, and only then read."""
-        if self._stopping.is_set():  # a long queue is to be let go of without hashing and pricing it first
-            return
-        judge = self.judge
-        worst = math.fsum(_worst(judge, question.request, self.budget) for question in chunk)
-        keys = [question.key(judge, attempt) for question in chunk]
-        self.budget.reserve(worst)
-        spent = 0.0
+    def _ask_each(
+        self, questions: Sequence[Question], pool: ThreadPoolExecutor, advance: Callable[[int], None]
+    ) -> list[Question]:
+        """Ask what nobody else asks; returns the rest."""
+        size = max(1, self.judge.max_batch)
+        chunks = [questions[i : i + size] for i in range(0, len(questions), size)]
+        futures = {pool.submit(self._ask_free, chunk): chunk for chunk in chunks}
+        rest: list[Question] = []
+        for future in as_completed(futures):
+            taken = future.result()
+            advance(len(futures[future]) - len(taken))
+            rest += taken
+        return rest
+
+    def _still_asked(self, questions: list[Question], advance: Callable[[int], None]) -> list[Question]:
+        """Wait a second for what another process asks; returns what has not arrived."""
+        for _ in range(_LOOKS):
+            if not questions:
+                break
+            time.sleep(_LOOK)
+            left = [question for question in questions if self.journal.get(self.desk.key(question)) is None]
+            advance(len(questions) - len(left))
+            questions = left
+        return questions
+
+    def _ask_free(self, chunk: Sequence[Question]) -> list[Question]:
+        """One call of the judge: reserve, claim, send, journal, settle, and only then read.
+
+        Returns:
+            those that another process is asking.
+        """
+        if self._stopping.is_set() or not chunk:  # a long queue is to be let go of without hashing and pricing it
+            return []
+        keys = {self.desk.key(question): question for question in chunk}
+        worst = math.fsum(self.desk.worst(self.desk.next(question)) for question in chunk)
+        try:
+            self.budget.reserve(worst)
+        except BudgetExceeded as error:
+            if self.desk.stop_over_budget:
+                self._stopping.set()
+                raise
+            for question in chunk:
+                self.desk.give_up(question, str(error))
+            return []
+        mine: dict[str, Question] = {}
+        replies: list[Reply] = []
+        taken: list[Question] = []
         try:
             if self._stopping.is_set():  # while it waited for money
-                return
-            if judge.paid:  # so that the next run knows what may have been billed without being received
-                for key in keys:
-                    self.journal.put(_sent(key), {}, kind="sent")
-            replies = self._replies(chunk)
-            for key, reply in zip(keys, replies, strict=True):
-                self.journal.put(key, reply.to_json(), kind="judgment")
-            spent = math.fsum(_billed(judge, q.request, r) for q, r in zip(chunk, replies, strict=True))
+                return []
+            mine, taken = self._claim(keys)
+            if mine:
+                replies = self._replies(list(mine.values()))
+                cost = math.fsum(
+                    self.desk.billed(self.desk.next(question), reply)
+                    for question, reply in zip(mine.values(), replies, strict=True)
+                )
+                records = {key: reply.to_json() for key, reply in zip(mine, replies, strict=True)}
+                self.journal.put_all(records, kind=KIND, cost=cost)
         except BaseException:
             self._stopping.set()  # before the reservation is given back, which wakes those that wait for it
+            self.journal.release(list(mine))
             raise
         finally:
-            self.budget.settle(worst, spent)
-        for question, reply in zip(chunk, replies, strict=True):
-            question.answers.append(Answer(reply, read(judge, question.request, reply)))
+            self.budget.settle(worst, 0.0)  # what it cost is in the journal's sum
+        for question, reply in zip(mine.values(), replies, strict=True):
+            self.desk.answer(question, reply)
+        return taken
+
+    def _claim(self, keys: dict[str, Question]) -> tuple[dict[str, Question], list[Question]]:
+        """(those to be asked now, those that another process is asking); what is there already needs neither."""
+        mine, taken = {}, []
+        try:
+            for key, question in keys.items():
+                state = self.journal.claim([key]).state
+                if state == "mine":
+                    mine[key] = question
+                elif state == "taken":
+                    taken.append(question)
+                elif state == "batch":
+                    _refuse_batched([question], self.desk)
+        except BaseException:
+            self.journal.release(list(mine))
+            raise
+        return mine, taken
 
     def _replies(self, chunk: Sequence[Question]) -> list[Reply]:
         try:
-            replies = self.judge.ask([question.request for question in chunk])
+            replies = self.judge.ask([self.desk.next(question) for question in chunk])
         except InputError as error:
             raise type(error)(f"{', '.join(question.where for question in chunk)}: {error}") from None
         if len(replies) != len(chunk):
             raise BuildError(f"{self.judge.name} returned {len(replies)} replies to {len(chunk)} requests.")
         return replies
-
-
-def read(judge: Judge, request: JudgeRequest, reply: Reply) -> Verdict:
-    """The judge's reading of a reply, with a verdict that cannot rank (no score, NaN, wrong count) as malformed."""
-    verdict = judge.parse(request, reply)
-    n = len(request.candidates)
-    if verdict.status != "ok":
-        return verdict
-    scores = [score for score in verdict.scores if score is not None]
-    if len(verdict.scores) != n or not scores or not all(map(math.isfinite, scores)):
-        wrong = f"scores are {verdict.scores}, expected a finite number for each of {n} candidates"
-    elif verdict.order is not None and sorted(verdict.order) != list(range(n)):
-        wrong = f"order is {verdict.order}, which does not name each of {n} places once"
-    else:
-        return verdict
-    return Verdict("malformed", (None,) * n, None, wrong)
-
-
-def _worst(judge: Judge, request: JudgeRequest, budget: Budget) -> float:
-    """Upper bound of a request's price; a price that is not known fits into no cap."""
-    worst = judge.worst_case_cost(request)
-    if worst is None and math.isfinite(budget.max_cost):
-        raise InputError(
-            f"The price of {judge.name} is not known, so max_cost={budget.max_cost:g} cannot be kept. Give its prices "
-            "in a YAML file (prices=...), or lift the cap with max_cost=math.inf."
-        )
-    return worst or 0.0
-
-
-def _billed(judge: Judge, request: JudgeRequest, reply: Reply) -> float:
-    """What a reply cost; where its price is not known its worst case, so that a cap is never passed unseen."""
-    cost = judge.cost(reply.usage)
-    return cost if cost is not None else judge.worst_case_cost(request) or 0.0
-
-
-def _sent(key: str) -> str:
-    return f"sent:{key}"
 
 
 def _say(text: str) -> None:

@@ -2,8 +2,9 @@
 
 A lease is a key and its owner; an owner is a process that renews its term from a thread of its own. The lease of an
 owner that has died (its process is gone from this machine, or its term has run out) is taken over, and that counts a
-request which was in flight when it died. Touches four tables of the journal's file, without waiting for the disk:
-after a power cut leases are forgotten, which costs nothing but the count.
+request which was in flight when it died. Questions in a batch that is at the provider's (`submissions.py`) can be
+leased by nobody. Touches tables of the journal's file without waiting for the disk: after a power cut leases are
+forgotten, which costs nothing but the count.
 """
 
 from __future__ import annotations
@@ -38,7 +39,8 @@ _RENEWAL = 10.0
 
 @dataclass(frozen=True)
 class Claim:
-    """What came of asking for a lease. `state`: `mine`, `taken` (a living process holds it), `there` (answered).
+    """What came of asking for a lease. `state`: `mine`, `taken` (a living process holds it), `there` (answered),
+    `batch` (its answer is to come with a batch).
 
     `taken_over` says that a process which died held it: what it asked for may be asked a second time.
     """
@@ -65,8 +67,8 @@ class Leases:
 
     def claim(self, keys: Sequence[str]) -> Claim:
         """All of `keys` or none: they are the parts of one request."""
+        self.register()
         with self._lock:
-            self._register()
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 result = self._claim(keys)
@@ -85,7 +87,27 @@ class Leases:
         """The process ids of the living others that have the journal in use."""
         with self._lock:
             rows = self._db.execute("SELECT owner, pid FROM owners WHERE owner != ?", (self.owner,)).fetchall()
-            return [pid for owner, pid in rows if self._lives(owner)]
+            return [pid for owner, pid in rows if self.lives(owner, self._db)]
+
+    def register(self) -> None:
+        """Begin the term, for what is held by other tables than this one's too."""
+        with self._lock:
+            if self._thread is None and self._renew:
+                values = (self.owner, _host(), os.getpid(), _started(os.getpid()), time.time() + TERM)
+                self._db.execute("INSERT INTO owners VALUES (?, ?, ?, ?, ?)", values)
+                self._thread = threading.Thread(target=self._keep, name="journal-lease", daemon=True)
+                self._thread.start()
+
+    def lives(self, owner: str, db: sqlite3.Connection) -> bool:
+        """Whether an owner (this one too) still sees to what it holds; asked over a connection that the caller may
+        use."""
+        if owner == self.owner:
+            return True
+        query = "SELECT host, pid, started, expires FROM owners WHERE owner = ?"
+        row = db.execute(query, (owner,)).fetchone()
+        if row is None or row[3] < time.time():
+            return False
+        return row[0] != _host() or _started(row[1]) == row[2]
 
     def close(self) -> None:
         """End the term; leases that are still held count as those of a process that died."""
@@ -94,13 +116,16 @@ class Leases:
             self._thread.join()
             with self._lock:
                 self._db.execute("DELETE FROM owners WHERE owner = ?", (self.owner,))
+                self._db.execute("DELETE FROM reserved WHERE owner = ?", (self.owner,))
 
     def _claim(self, keys: Sequence[str]) -> Claim:
         marks = ",".join("?" * len(keys))
         if self._db.execute(f"SELECT 1 FROM replies WHERE key IN ({marks}) LIMIT 1", keys).fetchone():
             return Claim("there")
+        if self._db.execute(f"SELECT 1 FROM submitted WHERE key IN ({marks}) LIMIT 1", keys).fetchone():
+            return Claim("batch")
         holders = {row[0] for row in self._db.execute(f"SELECT owner FROM claims WHERE key IN ({marks})", keys)}
-        if any(self._lives(holder) for holder in holders - {self.owner}):
+        if any(self.lives(holder, self._db) for holder in holders - {self.owner}):
             return Claim("taken")
         self._db.executemany("INSERT OR REPLACE INTO claims VALUES (?, ?)", [(key, self.owner) for key in keys])
         taken_over = bool(holders - {self.owner})
@@ -109,21 +134,6 @@ class Leases:
                 "INSERT INTO totals VALUES ('sent_again', 1) ON CONFLICT (name) DO UPDATE SET value = value + 1"
             )
         return Claim("mine", taken_over)
-
-    def _lives(self, owner: str) -> bool:
-        query = "SELECT host, pid, started, expires FROM owners WHERE owner = ?"
-        row = self._db.execute(query, (owner,)).fetchone()
-        if row is None or row[3] < time.time():
-            return False
-        return row[0] != _host() or _started(row[1]) == row[2]
-
-    def _register(self) -> None:
-        if self._thread is not None or not self._renew:
-            return
-        values = (self.owner, _host(), os.getpid(), _started(os.getpid()), time.time() + TERM)
-        self._db.execute("INSERT INTO owners VALUES (?, ?, ?, ?, ?)", values)
-        self._thread = threading.Thread(target=self._keep, name="journal-lease", daemon=True)
-        self._thread.start()
 
     def _keep(self) -> None:
         while not self._closing.wait(_RENEWAL):

@@ -1,38 +1,44 @@
-"""Ranks for responses that are there already: a local teacher scores them by teacher forcing, nothing is sampled.
+"""Ranks for responses that are there already: a teacher scores them by teacher forcing, nothing is sampled.
 
     score(y) = sum over t of log p(y_t | x, y_<t) / |y| ** length_exponent
 
 as in [`tuna_trl.build.teacher`]: natural logs in nats, temperature 1, raw logits, the end token counted. The tokens
-are those the tokenizer makes of the text. Writes nothing but its journal.
+are those the tokenizer makes of the text. The teacher runs here, on a Ray cluster, or behind a server that scores its
+prompt. Rows go through one by one, so that neither input nor output has to fit into memory. Writes its journal and,
+if it is asked to, the dataset's folder.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .._version import __version__
-from ..data.schema import competition_ranks, digest, make_row, mark_duplicates, ranked_features
+from ..clients.local_scorer import GivenScorer, TransformersScorer
+from ..clients.prompt_logprobs import PromptScorer
+from ..data.schema import ranked_features
 from ..errors import InputError
-from .given import GivenRow, given_rows, given_splits
+from .cost import Budget
+from .given import GivenRow, given_splits, read_given
 from .journal import Journal
-from .progress import progress
+from .processes import Share, my_share
+from .rank_rows import REASONS, count_unranked, describe_unranked, rank_row, said_unranked
+from .ray_scoring import RayScorer
+from .remote import check_spending
+from .score_buckets import ScoreAsk, score_each
+from .score_remote import score_remote
 
 
 if TYPE_CHECKING:
     from datasets import DatasetDict
 
-# reason -> how it is said; counted in each row's provenance
-REASONS = {
-    "empty": "empty",
-    "too_long": "too long for the teacher with their prompt",
-    "cut": "cut by their sampler (rank_truncated ranks them)",
-    "not_finite": "given no finite log-probability",
-}
+__all__ = [
+    "REASONS", "RankConfig", "count_unranked", "describe_unranked", "rank_by_teacher", "rank_folder", "rank_given",
+    "refuse_anthropic",
+]  # fmt: skip
 
 
 @dataclass
@@ -45,11 +51,15 @@ class RankConfig:
         rank_truncated: rank responses whose sampler cut them (finish reason `length`) like the others; they are scored
             without an end token either way.
         max_length: tokens that a prompt with one response may have; None: the model's context.
-        batch_size: rows (a prompt with all its responses) in one forward pass.
-        bucket_size: rows scored and journalled as one.
+        batch_size: rows (a prompt with all its responses) in one forward pass (local teachers).
+        bucket_size: rows scored and journalled as one (local teachers).
+        window_size: rows that are in memory at once and among which buckets of like length are cut (local teachers).
         limit: only the first so many rows of each split.
         overwrite_ranks: take rows that another teacher ranked; its log-probs, scores and ranks are dropped.
-        journal: an SQLite file; a run that finds its buckets there goes on from them. None keeps it in memory.
+        journal: an SQLite file; a run that finds its scores there goes on from them. None keeps it in memory. Several
+            processes of one machine may share it.
+        retry_failed: ask a server again, once, for what it did not answer in an earlier run.
+        max_cost: cap in USD on a paid teacher, what the journal holds included; needed for one (`math.inf`: none).
         show_progress: progress on stderr, and at the end why which responses have no rank.
 
     Raises:
@@ -62,250 +72,217 @@ class RankConfig:
     max_length: int | None = None
     batch_size: int = 8
     bucket_size: int = 64
+    window_size: int = 4096
     limit: int | None = None
     overwrite_ranks: bool = False
     journal: str | Path | None = None
+    retry_failed: bool = False
+    max_cost: float | None = None
     show_progress: bool = True
 
     def __post_init__(self) -> None:
-        least = {"length_exponent": 0, "tie_delta": 0, "max_length": 1, "batch_size": 1, "bucket_size": 1, "limit": 1}
+        least = {
+            "length_exponent": 0, "tie_delta": 0, "max_length": 1, "batch_size": 1, "bucket_size": 1, "window_size": 1,
+            "limit": 1, "max_cost": 0,
+        }  # fmt: skip
         for name, minimum in least.items():
             value = getattr(self, name)
-            if value is not None and not minimum <= value < math.inf:  # NaN is in no range
+            infinite = name == "max_cost" and value == math.inf
+            if value is not None and not infinite and not minimum <= value < math.inf:  # NaN is in no range
                 raise InputError(f"RankConfig: `{name}` is {value}, expected a number from {minimum} on.")
+
+    def ask(self) -> ScoreAsk:
+        """What is asked of a local teacher."""
+        return ScoreAsk(self.batch_size, self.max_length, self.bucket_size, self.window_size)
 
 
 def rank_by_teacher(
     dataset: Any, model: Any, tokenizer: Any, config: RankConfig | None = None, *, name: str | None = None
 ) -> DatasetDict:
-    """Rank given responses by their length-normalised log-likelihood under `model`.
-
-    Equal texts share score and rank. A response that is empty (and was not ended so by its sampler, finish reason
-    `stop`), too long, cut (unless `rank_truncated`) or without a finite log-prob stays in its row without a rank;
-    `provenance["unranked"]` says why, and [`count_unranked`] adds up. `status` of a row: `ok`; `partial` if some
-    responses are not ranked; with fewer than two ranked of several `truncated` if one was cut, else `failed`.
+    """[`rank_given`] under a loaded causal language model.
 
     Args:
-        dataset: a Dataset, a DatasetDict, a list of rows or a dict of them; [`tuna_trl.build.given.given_rows`] says
-            which rows are read. Ranks that they have are not looked at.
-        model: a loaded causal language model; it is taught to score ([`tuna_trl.scoring.install`]).
+        model: it is taught to score ([`tuna_trl.scoring.install`]).
         tokenizer: with a chat template.
-        config: see [`RankConfig`].
         name: the teacher's id, for the rows; default: what it was loaded from.
+    """
+    return rank_given(dataset, TransformersScorer(model, tokenizer, name=name), config)
+
+
+def rank_given(dataset: Any, teacher: GivenScorer | PromptScorer, config: RankConfig | None = None) -> DatasetDict:
+    """Rank given responses by their length-normalised log-likelihood under a teacher.
+
+    Equal texts share score and rank. A response that is empty (and was not ended so by its sampler, finish reason
+    `stop`), too long, cut (unless `rank_truncated`), without a finite log-prob, or that a server did not score or puts
+    otherwise than it is given, stays in its row without a rank; `provenance["unranked"]` says why, and
+    [`count_unranked`] adds up. `status` of a row: `ok`; `partial` if some responses are not ranked; with fewer than
+    two ranked of several `truncated` if one was cut, else `failed`.
+
+    Args:
+        dataset: a Dataset, an IterableDataset, a DatasetDict, a list of rows or a dict of them;
+            [`tuna_trl.build.given.read_given`] says which rows are read. Ranks that they have are not looked at. Read
+            twice (first to check every row), but for an iterator; never held in memory.
+        teacher: a [`tuna_trl.clients.local_scorer.TransformersScorer`], a
+            [`tuna_trl.clients.prompt_logprobs.PromptScorer`] (a server) or a [`tuna_trl.build.ray_scoring.RayScorer`].
+        config: see [`RankConfig`].
 
     Returns:
         one split for each of `dataset` (`train` for a Dataset or a list), rows in the same order, with the columns of
-        [`tuna_trl.data.schema.ranked_features`] and the ranking method `teacher_logprob`.
+        [`tuna_trl.data.schema.ranked_features`] and the ranking method `teacher_logprob`; beyond a thousand rows
+        memory-mapped from a temporary file, which goes when the process ends.
 
     Raises:
         SchemaError: a row cannot be read; the message names it.
-        InputError: another teacher has ranked some of the rows, and `overwrite_ranks` is not set.
-        BuildError: the journal cannot be written.
+        InputError: another teacher has ranked some of the rows, and `overwrite_ranks` is not set; a paid teacher has
+            no cap.
+        BudgetExceeded: the next request could cost more than what is left of `max_cost`.
+        BuildError: the server cannot score given text or is down, or the journal cannot be written.
     """
-    from datasets import Dataset, DatasetDict
+    from datasets import DatasetDict
 
-    from ..clients.local import TransformersSampler
+    from ..data.parquet import spooled
 
-    config = config or RankConfig()
-    given = given_splits(dataset)
-    splits = {split: given_rows(rows, f"split {split!r}", config.limit) for split, rows in given.items()}
-    teacher = TransformersSampler(model, tokenizer, name=name)  # refuses what cannot score either, and knows its name
-    fingerprint = teacher.fingerprint()
-    if not config.overwrite_ranks:
-        _refuse_other_teachers(splits, teacher.name, fingerprint)
-    scorer = _Scorer(model, tokenizer, fingerprint, config)
-    result = DatasetDict()
-    with Journal(config.journal or ":memory:") as journal:
-        for split, rows in splits.items():
-            scored = scorer.scores(rows, journal)
-            ranked = [_row(row, found, scorer, teacher.name) for row, found in zip(rows, scored, strict=True)]
-            result[split] = Dataset.from_list(ranked, features=ranked_features())
-    if config.show_progress and (said := describe_unranked(result)):
-        from rich.console import Console
-
-        Console(stderr=True, highlight=False, soft_wrap=True).print(said, markup=False)
+    run = _Ranking(dataset, teacher, config or RankConfig(), Share())
+    features, result = ranked_features(), DatasetDict()
+    with run.journal() as journal:
+        for split, rows in run.splits(journal):
+            result[split] = spooled(rows, features)
+    run.say_unranked()
     return result
 
 
-def count_unranked(dataset: Mapping[str, Iterable[Mapping[str, Any]]]) -> Counter[str]:
-    """Reason -> responses without a rank, over all splits of what [`rank_by_teacher`] returned; reasons in
-    [`REASONS`]."""
-    counts: Counter[str] = Counter()
-    for rows in dataset.values():
-        for row in rows:
-            counts.update(row["provenance"]["unranked"])
-    return counts
+def rank_folder(
+    dataset: Any,
+    teacher: GivenScorer | PromptScorer,
+    path: str | Path,
+    config: RankConfig | None = None,
+    *,
+    card: Mapping[str, Any] | None = None,
+) -> Path:
+    """As [`rank_given`], straight into a folder: shards are written as they fill, and the folder appears whole or not
+    at all. The bytes are those that [`tuna_trl.data.hub.save_ranked`] would write.
+
+    In several processes of one machine (`accelerate launch`, `torchrun`) a local teacher's buckets are shared out over
+    one journal; the first process writes the folder.
+
+    Args:
+        path, card: see [`tuna_trl.data.hub.save_ranked`].
+
+    Returns:
+        the absolute path of the folder.
+
+    Raises:
+        InputError, BudgetExceeded, BuildError: see [`rank_given`] and [`tuna_trl.data.hub.save_ranked`].
+    """
+    from ..data.hub import stream_ranked
+
+    config, share = config or RankConfig(), my_share()
+    if share.world > 1 and config.journal is None:
+        raise InputError(f"{share.world} processes share their work in a journal: set `journal` to a file.")
+    if share.world > 1 and isinstance(teacher, PromptScorer | RayScorer):
+        raise InputError("A server or a Ray cluster is asked from one process: run it without the launcher.")
+    run = _Ranking(dataset, teacher, config, share)
+    with run.journal() as journal:
+        if not share.first:
+            for _, rows in run.splits(journal):
+                for _ in rows:
+                    pass
+            return Path(path).expanduser().absolute()
+        written = stream_ranked(run.splits(journal), path, card=card)
+    run.say_unranked()
+    return written
 
 
-def describe_unranked(dataset: DatasetDict) -> str:
-    """One line: how many responses have no rank, and why; empty if all have one."""
-    counts = count_unranked(dataset)
-    if not counts:
-        return ""
-    responses = sum(sum(rows["num_responses"]) for rows in dataset.values())
-    reasons = ", ".join(f"{counts[reason]} {said}" for reason, said in REASONS.items() if counts[reason])
-    return f"{sum(counts.values())} of {responses} responses have no rank: {reasons}."
+class _Ranking:
+    """One run: input checked, then rows split by split as they are asked for."""
 
+    def __init__(self, dataset: Any, teacher: Any, config: RankConfig, share: Share) -> None:
+        self.given, self.teacher, self.config, self.share = given_splits(dataset), teacher, config, share
+        self.fingerprint = teacher.fingerprint()
+        self.unranked: Counter[str] = Counter()
+        self.responses = 0
+        self.budget = Budget(math.inf if config.max_cost is None else config.max_cost)
+        if isinstance(teacher, RayScorer) and any(isinstance(rows, Iterator) for rows in self.given.values()):
+            raise InputError("`dataset` is an iterator, and Ray's engine reads it thrice: pass a Dataset or a list.")
+        self.counts = self._check()
+        if isinstance(teacher, PromptScorer):
+            check_spending(teacher, config.max_cost, config.journal)
 
-class _Scorer:
-    """A teacher, how it is run, and the key of what it has scored."""
+    def journal(self) -> Journal:
+        return Journal(self.config.journal or ":memory:")
 
-    def __init__(self, model: Any, tokenizer: Any, fingerprint: dict[str, Any], config: RankConfig) -> None:
-        from ..layouts import choose_layout
+    def splits(self, journal: Journal) -> Iterator[tuple[str, Iterable[dict[str, Any]]]]:
+        """Name and rows of each split; the rows of one before the next."""
+        for split in self.given:
+            yield split, self._ranked(split, journal)
 
-        self.config = config
-        self.fingerprint = fingerprint
-        self._model, self._tokenizer = model, tokenizer
-        self._layout = choose_layout(model, "auto")  # asked once, not in every bucket
+    def say_unranked(self) -> None:
+        """On stderr, why which responses have no rank."""
+        if self.config.show_progress and (said := said_unranked(self.unranked, self.responses)):
+            from rich.console import Console
 
-    def scores(self, rows: Sequence[GivenRow], journal: Journal) -> list[list[dict[str, Any]]]:
-        """What [`tuna_trl.scoring.score_rows`] finds for each row, from the journal where it is there."""
-        # longest first, and cut from all rows: what is in one forward pass is the same in a resumed run
-        order = sorted(range(len(rows)), key=lambda i: (-rows[i].size, i))
-        size = self.config.bucket_size
-        buckets = [order[start : start + size] for start in range(0, len(order), size)]
-        keys = [self._key([rows[i] for i in bucket]) for bucket in buckets]
-        records = [journal.get(key) for key in keys]
-        missing = [b for b, record in enumerate(records) if record is None]
-        note = f"{len(buckets) - len(missing)} of {len(buckets)} buckets were already in the journal"
-        rows_missing = sum(len(buckets[b]) for b in missing)
-        with progress("Scoring rows", rows_missing, note, show=self.config.show_progress) as advance:
-            for b in missing:
-                journal.put(keys[b], {"rows": self._ask([rows[i] for i in buckets[b]])}, kind="scores")
-                records[b] = journal.get(keys[b])  # if another process was first, its record stands
-                advance(len(buckets[b]))
-        result: list[list[dict[str, Any]]] = [[] for _ in rows]
-        for bucket, record in zip(buckets, records, strict=True):
-            for i, scores in zip(bucket, record["rows"], strict=True):
-                result[i] = scores
-        return result
+            Console(stderr=True, highlight=False, soft_wrap=True).print(said, markup=False)
 
-    def _ask(self, rows: Sequence[GivenRow]) -> list[list[dict[str, Any]]]:
-        from ..scoring import score_rows
+    def _ranked(self, split: str, journal: Journal) -> Iterator[dict[str, Any]]:
+        for row, found in self._scored(split, journal):
+            ranked = rank_row(row, found, name=self.teacher.name, fingerprint=self.fingerprint, config=self.config)
+            self.unranked.update(ranked["provenance"]["unranked"])
+            self.responses += ranked["num_responses"]
+            yield ranked
 
-        scored = score_rows(
-            self._model,
-            self._tokenizer,
-            [{"prompt": row.prompt, "responses": row.responses} for row in rows],
-            batch_size=self.config.batch_size,
-            max_length=self.config.max_length,
-            batch_layout=self._layout,
-        )
-        return [[_finite(found) for found in row] for row in scored]
+    def _scored(self, split: str, journal: Journal) -> Iterator[tuple[GivenRow, list[dict[str, Any]]]]:
+        config = self.config
+        shared = dict(journal=journal, total=self.counts[split], show_progress=config.show_progress)
+        if isinstance(self.teacher, PromptScorer):
+            options = dict(budget=self.budget, retry=config.retry_failed, max_length=config.max_length)
+            return score_remote(self._rows(split), self.teacher, **options, **shared)
+        ask = config.ask()
+        shared["fingerprint"] = self.fingerprint
+        if isinstance(self.teacher, RayScorer):
+            self.teacher.fill(self._rows(split), ask, **shared)
+        return score_each(self._rows(split), self.teacher, ask, share=self.share, **shared)
 
-    def _key(self, bucket: Sequence[GivenRow]) -> str:
-        return digest(
-            {
-                "kind": "scores",
-                "teacher": self.fingerprint,
-                "rows": [[r.prompt, [[x["content"], x["finish_reason"]] for x in r.responses]] for r in bucket],
-                "max_length": self.config.max_length,
-                "batch_size": self.config.batch_size,
-            }
-        )
+    def _rows(self, split: str) -> Iterator[GivenRow]:
+        """The rows as they come; those of an iterator have not been looked at before."""
+        for row in read_given(self.given[split], f"split {split!r}", self.config.limit):
+            if self.counts[split] is None:
+                self._refuse(Counter(self._other_teacher(row)))
+            yield row
 
+    def _check(self) -> dict[str, int | None]:
+        """Read every row once, so that a bad one stops the run before anything is scored; returns how many there are,
+        None for an iterator."""
+        counts: dict[str, int | None] = {}
+        others: Counter[str] = Counter()
+        for split, rows in self.given.items():
+            counts[split] = None if isinstance(rows, Iterator) else 0
+            if counts[split] is None:
+                continue
+            for row in read_given(rows, f"split {split!r}", self.config.limit):
+                counts[split] += 1
+                others.update(self._other_teacher(row))
+        self._refuse(others)
+        return counts
 
-def _finite(found: Mapping[str, Any]) -> dict[str, Any]:
-    """JSON holds no NaN: tokens without a log-prob say that it was not finite."""
-    logprob = found["logprob"]
-    return {**found, "logprob": logprob if logprob is not None and math.isfinite(logprob) else None}
+    def _other_teacher(self, row: GivenRow) -> list[str]:
+        """The other teacher that has ranked the row, if one has."""
+        weights = self.fingerprint.get("weights")
+        if self.config.overwrite_ranks or row.teacher is None:
+            return []
+        name, theirs = row.teacher
+        if name != self.teacher.name:
+            return [repr(name)]
+        return [] if theirs is None or theirs == weights else [f"{name!r} with other weights"]
 
-
-def _row(row: GivenRow, found: Sequence[Mapping[str, Any]], scorer: _Scorer, name: str) -> dict[str, Any]:
-    config = scorer.config
-    texts = [response["content"] for response in row.responses]
-    duplicate_of = mark_duplicates(texts)
-    reasons = [_why_not(response, scores, config) for response, scores in zip(row.responses, found, strict=True)]
-    first: dict[int, float] = {}
-    scores: list[float | None] = []
-    for i, reason in enumerate(reasons):
-        own = None
-        if reason is None:
-            own = found[i]["logprob"] / found[i]["num_tokens"] ** config.length_exponent
-            own = first.setdefault(i if duplicate_of[i] is None else duplicate_of[i], own)
-        scores.append(own)
-    ranked = [i for i, score in enumerate(scores) if score is not None]
-    ranks = dict(zip(ranked, competition_ranks([scores[i] for i in ranked], config.tie_delta), strict=True))
-    responses = [
-        {
-            **response,
-            "rank": ranks.get(i),
-            "score": scores[i],
-            "logprob": None if reasons[i] == "empty" else found[i]["logprob"],
-            "num_tokens": None if reasons[i] == "empty" else found[i]["num_tokens"],
-            # as `index` in the row, which need not be the place where the response was given
-            "duplicate_of": None if duplicate_of[i] is None else row.responses[duplicate_of[i]]["index"],
-        }
-        for i, response in enumerate(row.responses)
-    ]
-    unranked = Counter(reason for reason in reasons if reason is not None)
-    return make_row(
-        row.prompt,
-        responses,
-        ranking_method="teacher_logprob",
-        ranker=name,
-        status=_status(len(responses), len(ranked), unranked),
-        reference=row.reference,
-        source=row.source,
-        provenance=_provenance(row, scorer) | {"unranked": dict(sorted(unranked.items()))},
-    )
-
-
-def _why_not(response: Mapping[str, Any], found: Mapping[str, Any], config: RankConfig) -> str | None:
-    """Why a response gets no rank; None if it gets one."""
-    if _is_empty(response):
-        return "empty"
-    if found["num_tokens"] is None:
-        return "too_long"
-    if found["logprob"] is None:
-        return "not_finite"
-    return "cut" if response["finish_reason"] == "length" and not config.rank_truncated else None
-
-
-def _is_empty(response: Mapping[str, Any]) -> bool:
-    """No words at all; but a model that ended at once has answered with its end token, and a build ranks that."""
-    return not response["content"].strip() and response["finish_reason"] != "stop"
-
-
-def _status(responses: int, ranked: int, unranked: Mapping[str, int]) -> str:
-    if ranked == responses:
-        return "ok"
-    if ranked >= 2:
-        return "partial"
-    return "truncated" if unranked.get("cut") else "failed"
-
-
-def _provenance(row: GivenRow, scorer: _Scorer) -> dict[str, Any]:
-    """What ranked the row, and where its responses came from; no time stamps, so that equal runs give equal bytes."""
-    config = scorer.config
-    return {
-        "builder": f"tuna_trl {__version__} rank",
-        "ranker": scorer.fingerprint,
-        "length_exponent": config.length_exponent,
-        "include_eos": True,
-        "rank_truncated": config.rank_truncated,
-        "tie_delta": config.tie_delta,
-        "max_length": config.max_length,
-        "responses": row.origin,
-    }
-
-
-def _refuse_other_teachers(
-    splits: Mapping[str, Sequence[GivenRow]], name: str, fingerprint: Mapping[str, Any]
-) -> None:
-    """Log-probs of two models are no common scale, and neither are ranks made of them."""
-    others: Counter[str] = Counter()
-    for rows in splits.values():
-        for row in rows:
-            if row.teacher is not None and row.teacher != (name, row.teacher[1] and fingerprint["weights"]):
-                same = row.teacher[0] == name
-                others[f"{row.teacher[0]!r}{' with other weights' if same else ''}"] += 1
-    if others:
-        told = ", ".join(f"{count} by {other}" for other, count in others.most_common(5))
-        raise InputError(
-            f"`dataset` holds rows that another teacher than {name!r} has ranked ({told}). Scores of two teachers are "
-            "never mixed: set `overwrite_ranks` (--overwrite-ranks) to drop theirs and rank every row anew."
-        )
+    def _refuse(self, others: Counter[str]) -> None:
+        """Log-probs of two models are no common scale, and neither are ranks made of them."""
+        if others:
+            told = ", ".join(f"{count} by {other}" for other, count in others.most_common(5))
+            raise InputError(
+                f"`dataset` holds rows that another teacher than {self.teacher.name!r} has ranked ({told}). Scores of "
+                "two teachers are never mixed: set `overwrite_ranks` (--overwrite-ranks) to drop theirs and rank "
+                "every row anew."
+            )
 
 
 def refuse_anthropic(name: str) -> None:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from operator import add
@@ -103,6 +104,19 @@ def check_spending(sampler: RemoteSampler, max_cost: float | None, journal: Any)
         )
 
 
+@contextmanager
+def check_paid(sampler: Any, journal: Journal, budget: Budget) -> Iterator[None]:
+    """Tell the journal what a check of a server costs, passed or not; a sampler that counts it has `check_usage`."""
+    before = asdict(getattr(sampler, "check_usage", Usage()))
+    try:
+        yield
+    finally:
+        after = asdict(getattr(sampler, "check_usage", Usage()))
+        if cost := sampler.cost(Usage(**{name: after[name] - before[name] for name in after})):
+            journal.put_all({}, kind="check", cost=cost)
+            budget.observe(journal.spent())
+
+
 @dataclass
 class _Pending:
     """One prompt on its way. `records[s]` is the latest of sample s, `retries[s]` the number of its retry."""
@@ -154,7 +168,7 @@ class Asking:
 
     def each(self, items: Iterable[PromptItem]) -> Iterator[Any]:
         """Results in the order of `items`; at most `ahead` prompts are on their way at once."""
-        self.budget.observe(self.journal.spent())
+        self.budget.share(self.journal)
         ahead = max(64, 8 * self.sampler.concurrency)
         pending: deque[_Pending] = deque()
         with ThreadPoolExecutor(max(1, self.sampler.concurrency), thread_name_prefix="sampler") as pool:
@@ -209,7 +223,7 @@ class Asking:
     def _groups(self, missing: Sequence[tuple[int, int]]) -> list[list[tuple[int, int]]]:
         """(sample, retry) in requests of what the server gives at once; one seed a request, so one retry number."""
         if self.per_request is None:
-            self.per_request = max(1, min(self.ask.n, self.sampler.check(self.ask.sampling, self.ask.n)))
+            self.per_request = max(1, min(self.ask.n, self._checked()))
         groups: list[list[tuple[int, int]]] = []
         for place in sorted(missing, key=lambda each: (each[1], each[0])):
             if groups and len(groups[-1]) < self.per_request and groups[-1][0][1] == place[1]:
@@ -217,6 +231,11 @@ class Asking:
             else:
                 groups.append([place])
         return groups
+
+    def _checked(self) -> int:
+        """What the sampler's check says; what it used counts as spent, where the sampler knows it."""
+        with check_paid(self.sampler, self.journal, self.budget):
+            return self.sampler.check(self.ask.sampling, self.ask.n)
 
     def _look(self, pending: _Pending) -> list[tuple[int, int]]:
         """Read what is there; returns the (sample, retry) that are to be asked for, else sets `drawn`."""

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-import functools
-import json
-import os
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
+from . import judging
+from .sources import (
+    Engine,
+    done,
+    journal_beside,
+    load_prompts,
+    local_sampler,
+    set_journal_aside,
+    teacher_by_name,
+)
 
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 app = typer.Typer(
     name="build",
@@ -33,13 +37,6 @@ Seed = Annotated[int, typer.Option(help="Seed of the samples.")]
 Limit = Annotated[int | None, typer.Option(help="The first so many prompts only.")]
 Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
 JournalFile = Annotated[Path | None, typer.Option(help="Where replies are kept; default: OUTPUT.journal.sqlite.")]
-
-
-class Engine(StrEnum):
-    """Where a local teacher samples."""
-
-    local = "local"
-    ray = "ray"
 
 
 @app.command("teacher")
@@ -94,7 +91,6 @@ def teacher(
     here, or behind a server with --base-url. Run the same command again after an interruption: nothing that was
     received is asked for again. `accelerate launch -m tuna_trl build teacher ...` shares the work among processes."""
     from ..build.dry_run import dry_run as look_ahead
-    from ..build.journal import set_aside
     from ..build.processes import my_share
     from ..build.teacher import TeacherBuildConfig, build_teacher_folder
     from ..errors import InputError
@@ -108,7 +104,7 @@ def teacher(
         rank_truncated=rank_truncated,
         seed=seed,
         limit=limit,
-        journal=journal or _journal(output),
+        journal=journal or journal_beside(output),
         retry_failed=retry_failed,
         max_cost=max_cost,
     )
@@ -124,15 +120,15 @@ def teacher(
         server |= {"urls": base_url, "extra_body": extra_body, "concurrency": concurrency}
         if engine is Engine.ray:
             raise InputError("--engine ray is for a local teacher; servers are named by repeating --base-url.")
-    source = _teacher(model, dtype, server if base_url else None, engine, workers, gpus_per_worker)
+    source = teacher_by_name(model, dtype, server if base_url else None, engine, workers, gpus_per_worker)
     if dry_run:
         typer.echo(look_ahead(rows, source, config).table())
         return
-    if no_resume and (aside := set_aside(config.journal)) is not None:
-        typer.echo(f"The journal of earlier builds is kept as {aside}.", err=True)
+    if no_resume:
+        set_journal_aside(config.journal)
     path = build_teacher_folder(rows, source, output, config)
     if share.first:
-        _done(path)
+        done(path)
 
 
 @app.command("judge")
@@ -140,27 +136,40 @@ def judge(
     prompts: Prompts,
     output: Output,
     student: Annotated[str, typer.Option(help="Who answers: a Hub id, a model's or adapter's folder, or 'embedded'.")],
-    judge: Annotated[str, typer.Option(help="reference, claude, or a Claude model id.")] = "reference",
+    judge: Annotated[str, typer.Option(help=f"{judging.JUDGES}.")] = "reference",
+    protocol: judging.Protocol = None,
+    judge_option: judging.Options = None,
+    prices: judging.Prices = None,
     num_responses: NumResponses = 4,
     temperature: Temperature = 1.0,
     max_new_tokens: MaxNewTokens = 256,
     rouge_tokenizer: Annotated[
         str, typer.Option(help="What tells too similar samples apart: rouge (a-z, 0-9) or unicode (every script).")
     ] = "rouge",
-    repeats: Annotated[int, typer.Option(help="Judgments a row, each in another order of the candidates.")] = 1,
-    tie_delta: Annotated[float, typer.Option(help="Scores this close are ties.")] = 0.0,
-    max_cost: Annotated[float | None, typer.Option(help="Most that a paid judge may cost, USD.")] = None,
+    repeats: judging.Repeats = 1,
+    tie_delta: judging.TieDelta = 0.0,
+    min_agreement: judging.MinAgreement = None,
+    mark_disagreement: judging.MarkDisagreement = False,
+    max_malformed: judging.MaxMalformed = 2,
+    canary: judging.Canary = 0,
+    batch: judging.Batch = False,
+    batch_requests: judging.BatchRequests = None,
+    batch_poll: judging.BatchPoll = 60.0,
+    forget_batch: judging.ForgetBatch = None,
+    max_cost: judging.MaxCost = None,
+    skip_over_budget: judging.SkipOverBudget = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes and costs; build nothing.")] = False,
     seed: Seed = 0,
     limit: Limit = None,
     dtype: Dtype = "float32",
     journal: JournalFile = None,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Begin anew; the journal is set aside.")] = False,
 ) -> None:
     """Contextual ranking: the student samples diverse responses, a judge reads and ranks them. `reference` compares
     them with the `reference` column (ROUGE-L, offline, free); a Claude judge needs ANTHROPIC_API_KEY and --max-cost.
     Run the same command again after an interruption: no reply that was received is asked for again."""
     from ..build.judge import JudgeBuildConfig, judge_builds
-    from ..clients.judges import judge_by_name
-    from ..data.hub import save_ranked
+    from ..build.judge_dry_run import judge_dry_run
 
     config = JudgeBuildConfig(
         num_responses=num_responses,
@@ -169,92 +178,26 @@ def judge(
         rouge_tokenizer=rouge_tokenizer,
         repeats=repeats,
         tie_delta=tie_delta,
+        max_malformed=max_malformed,
         max_cost=max_cost,
+        stop_over_budget=not skip_over_budget,
+        batch=batch,
+        batch_requests=batch_requests,
+        batch_poll=batch_poll,
         seed=seed,
         limit=limit,
-        journal=journal or _journal(output),
+        journal=journal or journal_beside(output),
     )
-    reader = judge_by_name(judge)  # before the model is loaded: a missing key is to be said at once
+    afterwards = judging.Afterwards(min_agreement, mark_disagreement, canary)
+    afterwards.check(repeats)
+    # before the model is loaded: a missing key is to be said at once
+    reader = judging.judge_from_flags(judge, protocol, judge_option, prices=prices)
     rows = load_prompts(prompts)
-    ranked, judgments = judge_builds(rows, _sampler(student, dtype), reader, config)
-    _done(save_ranked(ranked, output, judgments=judgments))
-
-
-def load_prompts(name: str) -> Dataset | Any:
-    """Rows with a `prompt` column: a file, a folder or Hub id, or the instructions of the demo (`demo:heldout`).
-
-    Files are read row by row as they are needed, so that they may be larger than memory.
-    """
-    from datasets import Dataset, load_dataset
-
-    from ..data.demo import load_instructions
-    from ..errors import InputError
-
-    if name.startswith("demo:"):
-        return Dataset.from_list(load_instructions(name.removeprefix("demo:")))
-    path = Path(name)
-    kinds = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-    if path.suffix in kinds:
-        if not path.is_file():
-            raise InputError(f"--prompts {name}: there is no such file.")
-        return load_dataset(kinds[path.suffix], data_files=str(path), streaming=True)["train"]
-    try:
-        return load_dataset(str(path) if path.is_dir() else name, streaming=True)
-    except (OSError, ValueError) as error:
-        raise InputError(f"--prompts {name!r} could not be loaded: {str(error).strip().splitlines()[0]}") from error
-
-
-def _teacher(
-    model: str, dtype: str, server: dict[str, Any] | None, engine: Engine, workers: int, gpus_per_worker: float
-) -> Any:
-    """The teacher by its name: on servers, on a Ray cluster, or here."""
-    from ..clients.openai_compatible import NO_ANTHROPIC_TEACHER
-    from ..errors import InputError
-
-    if model.lower().split("/")[-1].startswith("claude") and not Path(model).exists():
-        raise InputError(f"--teacher {model}: {NO_ANTHROPIC_TEACHER}")
-    if server is not None:
-        return _server(model, **server)
-    if engine is Engine.ray:
-        from ..build.ray_engine import RaySampler
-
-        make = functools.partial(_sampler, model, dtype)
-        return RaySampler(make, name=model, workers=workers, gpus=gpus_per_worker)
-    return _sampler(model, dtype)
-
-
-def _server(model: str, urls: list[str], extra_body: str | None, **options: Any) -> Any:
-    from ..clients.openai_compatible import OpenAICompatibleSampler
-    from ..errors import InputError
-
-    try:
-        more = None if extra_body is None else json.loads(extra_body)
-    except json.JSONDecodeError as error:
-        raise InputError(f"--extra-body {extra_body!r} is no JSON: {error}.") from None
-    one, several = (urls[0], None) if len(urls) == 1 else (None, urls)
-    options = {name: value for name, value in options.items() if value is not None}
-    return OpenAICompatibleSampler(model, one, endpoints=several, extra_body=more, **options)
-
-
-def _sampler(name: str, dtype: str) -> Any:
-    from ..build.processes import my_share
-    from ..clients.local import TransformersSampler
-    from ..loading import load_model, load_tokenizer
-
-    options: dict[str, Any] = {}
-    if my_share().world > 1:
-        import torch
-
-        if torch.cuda.is_available():  # one whole model a process, not one model over all devices
-            options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
-    return TransformersSampler(load_model(name, dtype=dtype, **options), load_tokenizer(name), name=name)
-
-
-def _journal(output: Path) -> Path:
-    # beside the dataset, not in it: the folder is replaced as a whole when the build is done
-    return output.with_name(f"{output.name}.journal.sqlite")
-
-
-def _done(path: Path) -> None:
-    typer.echo(f"Ranked dataset written to {path}.")
-    typer.echo(f"Next: tuna-trl train --dataset_name {path} --model_name_or_path <model> --output_dir <folder>")
+    if dry_run:
+        typer.echo(judge_dry_run(rows, local_sampler(student, dtype), reader, config).table())
+        return
+    judging.forget_batches(config.journal, forget_batch)
+    if no_resume:
+        set_journal_aside(config.journal)
+    ranked, judgments = judge_builds(rows, local_sampler(student, dtype), reader, config)
+    done(judging.finish(ranked, judgments, reader, config, afterwards, output))

@@ -1,27 +1,76 @@
-"""`tuna-trl rank`: responses that are there already in, the same responses ranked by a local teacher out."""
+"""`tuna-trl rank`: responses that are there already in, the same responses ranked by a teacher or a judge out."""
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from . import judging
+from .sources import Engine, done, journal_beside, set_journal_aside
+
+
+# options by who ranks; what is in none of them is for all
+_OF = {
+    "--teacher": {
+        "base_url", "extra_body", "system", "include_eos", "paid", "concurrency", "length_exponent", "rank_truncated",
+        "max_length", "dtype", "batch_size", "overwrite_ranks", "dry_run", "retry_failed", "engine", "workers",
+        "gpus_per_worker", "data", "prices", "max_cost", "limit", "journal", "no_resume",
+    },
+    "--judge": {
+        "protocol", "judge_option", "repeats", "min_agreement", "mark_disagreement", "max_malformed", "canary",
+        "batch", "batch_requests", "batch_poll", "forget_batch", "skip_over_budget", "seed", "data", "prices",
+        "max_cost", "limit", "journal", "no_resume",
+    },
+    "--from-judgments": {"repeats_used", "min_agreement", "mark_disagreement"},
+}  # fmt: skip
+
 
 def rank(
-    teacher: Annotated[str, typer.Option(help="Who ranks: a Hub id, a model's or adapter's folder, or 'embedded'.")],
+    context: typer.Context,
+    output: Annotated[Path, typer.Option(help="Folder of the ranked dataset.")],
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
             help="A .jsonl, .json, .parquet or .csv file, a ranked dataset's folder or a Hub id: rows with `prompt` "
             "or `instruction` and a list `responses` or `outputs`."
         ),
-    ],
-    output: Annotated[Path, typer.Option(help="Folder of the ranked dataset.")],
+    ] = None,
+    teacher: Annotated[
+        str | None,
+        typer.Option(
+            help="Ranks by likelihood: a Hub id, a model's or adapter's folder, or 'embedded'; with --base-url a "
+            "server's id."
+        ),
+    ] = None,
+    judge: Annotated[str | None, typer.Option(help=f"Ranks by reading: {judging.JUDGES}.")] = None,
+    from_judgments: Annotated[
+        Path | None, typer.Option(help="A folder with a judge's replies: compute the ranks again, ask nobody.")
+    ] = None,
+    base_url: Annotated[
+        list[str] | None,
+        typer.Option(help="A vLLM server, as http://host:8000/v1; may be repeated. Key: OPENAI_API_KEY."),
+    ] = None,
+    extra_body: Annotated[str | None, typer.Option(help="With --base-url: more of each request, as JSON.")] = None,
+    system: Annotated[str | None, typer.Option(help="With --base-url: a system prompt before every prompt.")] = None,
+    include_eos: Annotated[
+        bool | None, typer.Option(help="With --base-url: whether the end token's log-prob counts; default: it does.")
+    ] = None,
+    paid: Annotated[
+        bool | None, typer.Option("--paid/--free", help="With --base-url: whether it costs; default: https does.")
+    ] = None,
+    prices: judging.Prices = None,
+    concurrency: Annotated[int | None, typer.Option(help="With --base-url: requests at once; default: 8.")] = None,
+    max_cost: Annotated[float | None, typer.Option(help="Most that a paid ranker may cost, USD; inf: any.")] = None,
     length_exponent: Annotated[
         float, typer.Option(help="Score = summed log-prob / tokens ** this; 1 = mean, 0 = sum.")
     ] = 1.0,
-    tie_delta: Annotated[float, typer.Option(help="Scores this close are ties (nats a token).")] = 0.0,
+    tie_delta: Annotated[
+        float | None,
+        typer.Option(help="Scores this close are ties (nats a token; a judge's points); default: 0, or as judged."),
+    ] = None,
     rank_truncated: Annotated[bool, typer.Option(help="Rank responses that their sampler cut too.")] = False,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of a prompt with one response; default: the teacher's context.")
@@ -33,48 +82,178 @@ def rank(
     journal: Annotated[
         Path | None, typer.Option(help="Where scores are kept; default: OUTPUT.journal.sqlite.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes and costs; rank nothing.")] = False,
+    retry_failed: Annotated[
+        bool, typer.Option("--retry-failed", help="Ask a server again for what it did not answer.")
+    ] = False,
+    no_resume: Annotated[bool, typer.Option("--no-resume", help="Begin anew; the journal is set aside.")] = False,
+    engine: Annotated[Engine, typer.Option(help="ray: a local teacher on the machines of a Ray cluster.")] = (
+        Engine.local
+    ),
+    workers: Annotated[int, typer.Option(help="With --engine ray: teachers at once.")] = 1,
+    gpus_per_worker: Annotated[float, typer.Option(help="With --engine ray: GPUs of each.")] = 0.0,
+    protocol: judging.Protocol = None,
+    judge_option: judging.Options = None,
+    repeats: judging.Repeats = 1,
+    repeats_used: Annotated[
+        list[int] | None, typer.Option(help="With --from-judgments: this repeat (from 0) only; may be repeated.")
+    ] = None,
+    min_agreement: judging.MinAgreement = None,
+    mark_disagreement: judging.MarkDisagreement = False,
+    max_malformed: judging.MaxMalformed = 2,
+    canary: judging.Canary = 0,
+    batch: judging.Batch = False,
+    batch_requests: judging.BatchRequests = None,
+    batch_poll: judging.BatchPoll = 60.0,
+    forget_batch: judging.ForgetBatch = None,
+    skip_over_budget: judging.SkipOverBudget = False,
+    seed: Annotated[int, typer.Option(help="With --judge: of the order in which candidates are shown.")] = 0,
 ) -> None:
-    """Rank given responses by their length-normalised log-likelihood under a local teacher; nothing is sampled.
-    Run the same command again after an interruption: nothing that was scored is scored again."""
-    from ..build.rank import RankConfig, rank_by_teacher, refuse_anthropic
-    from ..data.hub import save_ranked
-    from ..loading import load_model, load_tokenizer
+    """Rank given responses; nothing is sampled. A teacher ranks by their length-normalised log-likelihood: here, on a
+    Ray cluster, or behind a vLLM server with --base-url. A judge reads them. Run the same command again after an
+    interruption: nothing that was scored is scored again. `accelerate launch -m tuna_trl rank ...` shares a local
+    teacher's work among processes."""
+    from ..errors import InputError
+
+    _check_mode(context, {"--teacher": teacher, "--judge": judge, "--from-judgments": from_judgments})
+    afterwards = judging.Afterwards(min_agreement, mark_disagreement, canary)
+    if from_judgments is not None:
+        return _again(from_judgments, output, tie_delta, repeats_used, afterwards)
+    if data is None:
+        raise InputError("--data is missing: the file, folder or Hub id with the responses to rank.")
+    if judge is not None:
+        from ..build.judge import JudgeBuildConfig
+
+        settings = JudgeBuildConfig(
+            repeats=repeats,
+            tie_delta=tie_delta or 0.0,
+            max_malformed=max_malformed,
+            max_cost=max_cost,
+            stop_over_budget=not skip_over_budget,
+            batch=batch,
+            batch_requests=batch_requests,
+            batch_poll=batch_poll,
+            seed=seed,
+            limit=limit,
+            journal=journal or journal_beside(output),
+        )
+        afterwards.check(repeats)
+        reader = judging.judge_from_flags(judge, protocol, judge_option, prices=prices)
+        judging.forget_batches(settings.journal, forget_batch)
+        return _by_judge(data, reader, settings, afterwards, output, no_resume)
+    from ..build.processes import my_share
+    from ..build.rank import RankConfig, rank_folder, refuse_anthropic
+    from ..data.row_streams import stream_rows
 
     refuse_anthropic(teacher)  # before anything is loaded
     config = RankConfig(
         length_exponent=length_exponent,
-        tie_delta=tie_delta,
+        tie_delta=tie_delta or 0.0,
         rank_truncated=rank_truncated,
         max_length=max_length,
         batch_size=batch_size,
         limit=limit,
         overwrite_ranks=overwrite_ranks,
-        journal=journal or output.with_name(f"{output.name}.journal.sqlite"),
+        journal=journal or journal_beside(output),
+        retry_failed=retry_failed,
+        max_cost=max_cost,
     )
-    rows = load_rows(data)
-    ranked = rank_by_teacher(rows, load_model(teacher, dtype=dtype), load_tokenizer(teacher), config, name=teacher)
-    path = save_ranked(ranked, output)
-    typer.echo(f"Ranked dataset written to {path}.")
-    typer.echo(f"Next: tuna-trl train --dataset_name {path} --model_name_or_path <model> --output_dir <folder>")
+    share = my_share()
+    if share.world > 1 and (dry_run or no_resume or base_url or engine is Engine.ray):
+        flag = "--dry-run" if dry_run else "--no-resume" if no_resume else "--base-url" if base_url else "--engine ray"
+        raise InputError(f"{flag} is for one process, and {share.world} were launched: run it without the launcher.")
+    server = {"extra_body": extra_body, "system": system, "include_eos": include_eos, "paid": paid, "prices": prices}
+    server |= {"concurrency": concurrency}
+    if not base_url and (given := [name for name, value in server.items() if value is not None]):
+        raise InputError(f"--{given[0].replace('_', '-')} is for a teacher behind a server; name it with --base-url.")
+    if base_url and engine is Engine.ray:
+        raise InputError("--engine ray is for a local teacher; servers are named by repeating --base-url.")
+    rows = stream_rows(data, "--data")
+    if base_url:
+        scorer = _server_scorer(teacher, base_url, **server)
+    elif engine is Engine.ray:
+        from ..build.ray_scoring import RayScorer
+
+        make = functools.partial(_local_scorer, teacher, dtype)
+        scorer = RayScorer(make, name=teacher, workers=workers, gpus=gpus_per_worker)
+    else:
+        for split in rows.values():  # a file that is broken at its first row is to be said before a model is loaded
+            next(iter(split), None)
+        scorer = _local_scorer(teacher, dtype)
+    if dry_run:
+        from ..build.rank_dry_run import rank_dry_run
+
+        typer.echo(rank_dry_run(rows, scorer, config).table())
+        return
+    if no_resume:
+        set_journal_aside(config.journal)
+    path = rank_folder(rows, scorer, output, config)
+    if share.first:
+        done(path)
 
 
-def load_rows(name: str) -> Any:
-    """The rows of a file, a folder or a Hub id, by split."""
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetGenerationError
-
+def _check_mode(context: typer.Context, rankers: dict[str, Any]) -> None:
+    """One ranker, and no flag that is another's: a flag that does nothing would be believed to do something."""
     from ..errors import InputError
 
-    path = Path(name)
-    kinds = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
-    try:
-        if path.suffix in kinds:
-            if not path.is_file():
-                raise InputError(f"--data {name}: there is no such file.")
-            return load_dataset(kinds[path.suffix], data_files=str(path))
-        return load_dataset(str(path) if path.is_dir() else name)
-    except InputError:
-        raise
-    except (OSError, ValueError, DatasetGenerationError) as error:
-        reason = error.__cause__ or error
-        raise InputError(f"--data {name!r} could not be loaded: {str(reason).strip().splitlines()[0]}") from error
+    chosen = [flag for flag, value in rankers.items() if value is not None]
+    if len(chosen) != 1:
+        raise InputError(f"Say who ranks, by one of {', '.join(rankers)}; got {', '.join(chosen) or 'none'}.")
+    allowed = _OF[chosen[0]]
+    for name in set().union(*_OF.values()) - allowed:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":  # the enum is typer's own copy of click's
+            owners = [flag for flag, names in _OF.items() if name in names]
+            raise InputError(
+                f"--{name.replace('_', '-')} is for {' and '.join(owners)}, and does nothing with {chosen[0]}."
+            )
+
+
+def _by_judge(
+    data: str, judge: Any, config: Any, afterwards: judging.Afterwards, output: Path, no_resume: bool
+) -> None:
+    from ..build.judge_given import rank_by_judge
+    from ..data.row_streams import stream_rows
+
+    if no_resume:
+        set_journal_aside(config.journal)
+    ranked, judgments = rank_by_judge(stream_rows(data, "--data"), judge, config)
+    done(judging.finish(ranked, judgments, judge, config, afterwards, output))
+
+
+def _again(
+    folder: Path, output: Path, tie_delta: float | None, repeats: list[int] | None, afterwards: judging.Afterwards
+) -> None:
+    """The ranks of judged rows, computed again from what the judge said."""
+    from datasets import load_dataset
+
+    from ..build.from_judgments import rank_from_judgments
+    from ..build.min_agreement import filter_agreement
+    from ..data.hub import load_ranked, save_ranked
+    from ..errors import InputError
+
+    if not (folder / "judgments").is_dir():
+        raise InputError(
+            f"--from-judgments {folder}: there are no judgments; name a folder that a judge's build wrote."
+        )
+    judgments = load_dataset(str(folder), "judgments")
+    ranked = rank_from_judgments(load_ranked(folder), judgments, tie_delta=tie_delta, repeats=repeats)
+    if afterwards.min_agreement is not None:
+        ranked, filtered = filter_agreement(ranked, afterwards.min_agreement, mark=afterwards.mark_disagreement)
+        typer.echo(filtered.told())
+    done(save_ranked(ranked, output, judgments=judgments))
+
+
+def _server_scorer(model: str, urls: list[str], **options: Any) -> Any:
+    from ..clients.prompt_logprobs import PromptScorer
+    from .sources import server_sampler
+
+    return PromptScorer(server_sampler(model, urls, **options))
+
+
+def _local_scorer(name: str, dtype: str) -> Any:
+    from ..clients.local_scorer import TransformersScorer
+    from .sources import local_sampler
+
+    sampler = local_sampler(name, dtype)
+    return TransformersScorer(sampler.model, sampler.tokenizer, name=name)

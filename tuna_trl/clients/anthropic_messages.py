@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .base import JudgeRequest, Reply, Usage, Verdict
@@ -21,9 +22,12 @@ from .prices import load_prices, price
 from .retry import MAX_TRIES, Fault, with_retries
 
 
+if TYPE_CHECKING:
+    from .anthropic_batches import AnthropicBatches
+
 # The API adds text of its own to a request with a schema; the bound on input tokens leaves room for it.
 _OVERHEAD_TOKENS = 2000
-_WAYS_OUT = {
+WAYS_OUT = {
     400: "Check the model's id and that it knows structured output and this `effort` (effort=None leaves it out).",
     401: "The API key was refused: check ANTHROPIC_API_KEY.",
     402: "The account cannot pay: check its credit.",
@@ -52,6 +56,10 @@ class AnthropicJudge:
         api_key: default: the environment variable ANTHROPIC_API_KEY.
         timeout: seconds a request may take.
         protocol: how verdicts are asked for and read.
+        cache_system: mark the system prompt for the provider's prompt cache. It pays only where that prompt is longer
+            than the model's least cacheable length, 512 to 1024 tokens on current models: the built-in ones are about
+            as long or shorter, and what is shorter is not cached. The first use writes the cache at 1.25 times the
+            price of input, later ones within five minutes read it at a twentieth to a tenth; both are priced.
         prices: a YAML file of prices to lay over the built-in table ([`tuna_trl.clients.prices`]).
 
     Raises:
@@ -61,6 +69,7 @@ class AnthropicJudge:
     method = "judge"
     paid = True
     max_batch = 1
+    gives_room = True
 
     def __init__(
         self,
@@ -74,6 +83,7 @@ class AnthropicJudge:
         api_key: str | None = None,
         timeout: float = 600.0,
         protocol: ContextualProtocol | None = None,
+        cache_system: bool = False,
         prices: str | Path | None = None,
     ) -> None:
         least = {"max_tokens": (max_tokens, 1), "concurrency": (concurrency, 1), "max_retries": (max_retries, 0)}
@@ -88,6 +98,7 @@ class AnthropicJudge:
         self._effort = effort
         self._max_tokens = max_tokens
         self._max_retries = max_retries
+        self._cache_system = cache_system
         self._prices = load_prices(prices)
         key = _required_key(api_key)
         self._hide_key = key_hider(key)
@@ -120,40 +131,71 @@ class AnthropicJudge:
 
     def worst_case_cost(self, request: JudgeRequest) -> float | None:
         """Price in USD if every byte sent were a token and the reply ran to `max_tokens`; None: price not known."""
-        body = self._body(request)
-        sent = body["system"] + body["messages"][0]["content"] + json.dumps(body["output_config"])
-        usage = Usage(input=len(sent.encode("utf-8", "replace")) + _OVERHEAD_TOKENS, output=self._max_tokens)
+        system, user = self.protocol.render(request)
+        fresh = len((user + json.dumps(self.protocol.schema(len(request.candidates)))).encode("utf-8", "replace"))
+        cached = len(system.encode("utf-8", "replace"))
+        usage = Usage(input=fresh + cached + _OVERHEAD_TOKENS, output=self._max_tokens * request.room)
+        if self._cache_system:
+            usage = replace(usage, input=fresh + _OVERHEAD_TOKENS, cache_write=cached)
         return self.cost(usage)
 
     def cost(self, usage: Usage) -> float | None:
         return price(self.name, usage, self._prices)
 
-    def _body(self, request: JudgeRequest) -> dict[str, Any]:
+    def batch(self, *, max_requests: int | None = None, max_bytes: int | None = None) -> AnthropicBatches:
+        """The same judge by Message Batches: half the price, an answer within a day.
+
+        Args:
+            max_requests, max_bytes: limits of one batch below the API's own.
+        """
+        from .anthropic_batches import AnthropicBatches
+
+        return AnthropicBatches(
+            self,
+            self._client,
+            share=self._prices.batch_share(self.name),
+            hide=self._hide_key,
+            max_retries=self._max_retries,
+            max_requests=max_requests,
+            max_bytes=max_bytes,
+        )
+
+    def body(self, request: JudgeRequest) -> dict[str, Any]:
+        """The request as the Messages API takes it."""
         system, user = self.protocol.render(request)
         config: dict[str, Any] = {
             "format": {"type": "json_schema", "schema": self.protocol.schema(len(request.candidates))}
         }
         if self._effort is not None:
             config["effort"] = self._effort
+        blocks = [{"type": "text", "text": system, "cache_control": {"type": "ephemeral"}}]
         return {
             "model": self.name,
-            "max_tokens": self._max_tokens,
-            "system": system,
+            "max_tokens": self._max_tokens * request.room,
+            "system": blocks if self._cache_system else system,
             "messages": [{"role": "user", "content": user}],
             "output_config": config,
         }
+
+    def read_body(self, message: Any, request_id: str | None = None) -> Reply:
+        """A message of the Messages API, as decoded from JSON.
+
+        Raises:
+            Fault: it is no message.
+        """
+        return _read_message(message, request_id)
 
     def _exchange(self, request: JudgeRequest) -> Reply:
         """One reply; transport faults are repeated with growing pauses, everything else is returned or raised."""
         import anthropic
 
-        body = self._body(request)
+        body = self.body(request)
         return with_retries(
             lambda tried: _read_reply(self._client.messages.with_raw_response.create(**body)),
             sdk=anthropic,
             name=self.name,
             max_retries=self._max_retries,
-            ways_out=_WAYS_OUT,
+            ways_out=WAYS_OUT,
             hide=self._hide_key,
         )
 
@@ -192,6 +234,10 @@ def _read_reply(raw: Any) -> Reply:
         message = json.loads(raw.text())
     except (ValueError, RecursionError) as error:
         raise Fault(f"the body is no JSON ({type(error).__name__})") from None
+    return _read_message(message, raw.headers.get("request-id"))
+
+
+def _read_message(message: Any, request_id: str | None) -> Reply:
     if not isinstance(message, Mapping) or message.get("type") != "message":
         raise Fault("the body is no message")
     content, usage = message.get("content"), message.get("usage")
@@ -206,7 +252,7 @@ def _read_reply(raw: Any) -> Reply:
     return Reply(
         raw=text,
         stop_reason=stop_reason,
-        request_id=raw.headers.get("request-id") or message.get("id"),
+        request_id=request_id or message.get("id"),
         model=message.get("model"),
         usage=Usage(
             input=usage.get("input_tokens") or 0,

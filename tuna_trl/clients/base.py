@@ -138,6 +138,7 @@ class JudgeRequest:
     reference: str | None = None
     repeat: int = 0
     nonce: str = ""
+    room: int = 1  # times the judge's limit that the reply may take; 2 after one was cut (judges with `gives_room`)
 
 
 @dataclass(frozen=True)
@@ -234,6 +235,7 @@ class BatchTransport(Protocol):
 
     max_requests: int  # of one batch
     max_bytes: int
+    keeps_tags: bool  # whether `list` gives back the tag that `submit` was told
 
     def size(self, request: JudgeRequest) -> int:
         """Bytes that a request takes in a batch."""
@@ -254,6 +256,10 @@ class BatchTransport(Protocol):
         """The answers of a batch that has ended, one by one. The stream may break off with an error at any item."""
         ...
 
+    def worst_case_cost(self, request: JudgeRequest) -> float | None:
+        """Upper bound of the price of one request in USD, at the price of a batch; None if it is not known."""
+        ...
+
     def cost(self, usage: Usage) -> float | None:
         """Price in USD of what was used, at the price of a batch; None if it is not known."""
         ...
@@ -263,7 +269,8 @@ class BatchTransport(Protocol):
 class Judge(Protocol):
     """Scores candidates. `method` goes into `ranking_method` of the rows; `paid` judges need a cost cap and a yes.
 
-    A judge whose provider has a batch API also has `batch() -> BatchTransport`.
+    A judge whose provider has a batch API also has `batch() -> BatchTransport`, one that heeds `JudgeRequest.room`
+    says so by `gives_room = True`.
     """
 
     name: str

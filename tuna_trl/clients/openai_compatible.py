@@ -21,9 +21,9 @@ from .base import Sample, Sampling, Usage
 from .endpoints import Endpoints, is_loopback, is_openai, server_urls
 from .extra_body import checked_extra_body
 from .keys import checked_key, key_hider
-from .openai_replies import ChatReply, PromptToken, read_chat_reply
+from .openai_replies import ChatReply, read_chat_reply
 from .prices import load_prices, price
-from .prompt_logprobs import check_scores, response_logprobs
+from .prompt_logprobs import CHECK_PROMPT, CHECK_TOKENS, PromptScorer
 from .retry import MAX_TRIES, Fault, Refused, with_retries
 from .server_check import check_reply, draws_are_equal, same_distribution, top_of_first
 
@@ -45,8 +45,6 @@ _WAYS_OUT = {
     413: "The row is too large for the server: shorten its prompt or lower max_new_tokens.",
     429: "The account's quota is used up: check its plan and credit.",
 }
-_CHECK_PROMPT: Messages = [{"role": "user", "content": "Name three things you can find in a kitchen, in one line."}]
-_CHECK_TOKENS = 48
 
 
 class OpenAICompatibleSampler:
@@ -109,7 +107,7 @@ class OpenAICompatibleSampler:
         self._system = system
         self._extra_body = checked_extra_body(extra_body)
         self._max_retries = max_retries
-        self._openai_itself = openai_itself
+        self.openai_itself = openai_itself
         self._prices = load_prices(prices) if openai_itself or prices is not None else None
         key = _key_for(urls, api_key)
         self._hide_key = key_hider(key)
@@ -117,6 +115,7 @@ class OpenAICompatibleSampler:
         self._slots = threading.BoundedSemaphore(concurrency)
         self._raw: bool | None = None  # whether log-probs are the model's own at any sampling; None: not asked yet
         self._raw_lock = threading.Lock()
+        self.check_usage = Usage()  # of what was asked of single servers to know them, `check` above all
 
     def fingerprint(self) -> dict[str, Any]:
         """Model, system message, further request and the rule for the end token; neither address nor key."""
@@ -142,7 +141,7 @@ class OpenAICompatibleSampler:
             BuildError: no log-probs, or none that can be scored; servers of different models; no reply.
         """
         self._check_sampling(sampling, n)
-        if not (self._openai_itself or sampling.top_k or "top_k" in self._extra_body):
+        if not (self.openai_itself or sampling.top_k or "top_k" in self._extra_body):
             logger.warning(
                 "%s: servers cut what is drawn by defaults of their own (llama.cpp: top_k 40, min_p 0.05; vLLM: the "
                 "model's generation_config.json). To draw from the model's own distribution, say otherwise: "
@@ -178,21 +177,9 @@ class OpenAICompatibleSampler:
         return self._exchange(self._body(prompt, n, sampling, seed), n).samples(self.include_eos)
 
     def check_scoring(self) -> None:
-        """Hold the score of a given text against that of the same text when the server drew it; at most 12 requests.
-
-        Raises:
-            BuildError: the server does not score prompts, or scores them wrongly.
-        """
-        sampling = Sampling(max_new_tokens=_CHECK_TOKENS)
-        for seed in range(3):
-            (drawn,) = self.request(_CHECK_PROMPT, 1, sampling, seed=seed)
-            if drawn.finish_reason != "stop" or len(drawn.text) < 8:
-                continue  # cut, so without the end token that a given text gets; or nothing to reverse
-            scored, garbled = self.score(_CHECK_PROMPT, [drawn.text, drawn.text[::-1]])
-            if len(scored) == len(drawn.token_logprobs):  # else its text has another tokenisation
-                check_scores(drawn.token_logprobs, scored, garbled, self.name)
-                return
-        raise BuildError(f"{self.name} drew no text in three tries that its scoring could be checked on.")
+        """Hold the score of a given text against that of the same text when the server drew it; see
+        [`tuna_trl.clients.prompt_logprobs.PromptScorer.check`]."""
+        PromptScorer(self).check()
 
     def score(self, prompt: Messages, responses: Sequence[str]) -> list[tuple[float, ...]]:
         """Token log-probs of given responses under the server's model, at temperature 1; vLLM's `prompt_logprobs`.
@@ -203,24 +190,32 @@ class OpenAICompatibleSampler:
         Raises:
             BuildError: the server scores no prompts, or its chat template changes a response.
         """
-        start = self._scored_prompt(self._messages(prompt), generation_prompt=True)
-        scores = []
-        for text in responses:
-            messages = [*self._messages(prompt), {"role": "assistant", "content": text}]
-            full = self._scored_prompt(messages, generation_prompt=False)
-            scores.append(response_logprobs(start, full, text, include_eos=self.include_eos, name=self.name))
-        return scores
+        scorer = PromptScorer(self)
+        ids, _ = scorer.start(prompt)
+        return [scorer.response(prompt, ids, text)[0] for text in responses]
 
-    def _scored_prompt(self, messages: list[dict[str, str]], *, generation_prompt: bool) -> Sequence[PromptToken]:
-        body = self._body([], 1, Sampling(max_new_tokens=1), seed=0) | {"messages": messages}
-        more = {"prompt_logprobs": 0, "add_generation_prompt": generation_prompt}
-        reply = self._exchange(body | {"extra_body": {**body["extra_body"], **more}}, 1)
-        if reply.prompt is None:
-            raise BuildError(
-                f"The server of {self.name} does not score prompts (vLLM does, by `prompt_logprobs`), so it cannot "
-                "score given responses. Score with a local teacher."
-            )
-        return reply.prompt
+    def exchange(
+        self,
+        messages: Messages,
+        sampling: Sampling,
+        seed: int,
+        server: int | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> ChatReply:
+        """One reply with one sample, as it came.
+
+        Args:
+            server: which of the `servers` is asked; None: whichever is free.
+            more: of the request, beside `extra_body`.
+        """
+        body = self._body(messages, 1, sampling, seed)
+        body["extra_body"] = {**body["extra_body"], **(more or {})}
+        return self._exchange(body, 1, None if server is None else self._endpoints.clients[server])
+
+    @property
+    def servers(self) -> int:
+        """How many servers there are."""
+        return len(self._endpoints.clients)
 
     def worst_case_cost(self, prompt: Messages, n: int, sampling: Sampling) -> float | None:
         """Price in USD of one request if every byte sent were a token and every sample ran to `max_new_tokens`."""
@@ -243,7 +238,7 @@ class OpenAICompatibleSampler:
 
     def _body(self, prompt: Messages, n: int, sampling: Sampling, seed: int, top: int = 1) -> dict[str, Any]:
         """A request. `top_logprobs` is never 0: llama.cpp then gives no log-probs (and 20 a token without it)."""
-        limit = "max_completion_tokens" if self._openai_itself else "max_tokens"
+        limit = "max_completion_tokens" if self.openai_itself else "max_tokens"
         extra = dict(self._extra_body)
         if sampling.top_k:
             extra["top_k"] = sampling.top_k
@@ -278,7 +273,7 @@ class OpenAICompatibleSampler:
             return reply
 
         with self._slots:
-            return with_retries(
+            reply = with_retries(
                 attempt,
                 sdk=openai,
                 name=self.name,
@@ -286,15 +281,18 @@ class OpenAICompatibleSampler:
                 ways_out=_WAYS_OUT,
                 hide=self._hide_key,
             )
+        if client is not None:
+            self.check_usage += reply.usage
+        return reply
 
     def _check_server(self, client: Any, sampling: Sampling, n: int) -> int:
-        short = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, _CHECK_TOKENS)
+        short = Sampling(sampling.temperature, sampling.top_p, sampling.top_k, CHECK_TOKENS)
         try:
-            reply = self._exchange(self._body(_CHECK_PROMPT, n, short, seed=1), n, client)
+            reply = self._exchange(self._body(CHECK_PROMPT, n, short, seed=1), n, client)
         except Refused as refused:
             if n == 1 or refused.status not in (400, 422):
                 raise
-            reply = self._exchange(self._body(_CHECK_PROMPT, 1, short, seed=1), 1, client)  # llama.cpp: n > its slots
+            reply = self._exchange(self._body(CHECK_PROMPT, 1, short, seed=1), 1, client)  # llama.cpp: n > its slots
         check_reply(reply, self.name, self.include_eos)
         if len(reply.choices) != n or (n > 1 and draws_are_equal(reply, sampling)):
             logger.info(
@@ -305,7 +303,7 @@ class OpenAICompatibleSampler:
 
     def _first_token(self, client: Any, temperature: float) -> dict[bytes, float]:
         sampling = Sampling(temperature=temperature, max_new_tokens=1)
-        return top_of_first(self._exchange(self._body(_CHECK_PROMPT, 1, sampling, seed=1, top=5), 1, client))
+        return top_of_first(self._exchange(self._body(CHECK_PROMPT, 1, sampling, seed=1, top=5), 1, client))
 
     def _require_raw(self, sampling: Sampling) -> None:
         """Hold log-probs at temperatures 1 and 0.5 against each other, once, if the sampling needs them equal."""
@@ -333,7 +331,7 @@ class OpenAICompatibleSampler:
         if not 0 < sampling.top_p <= 1:
             raise InputError(f"`sampling.top_p` is {sampling.top_p}, expected (0, 1]; 1 cuts nothing.")
         _in_range("sampling.top_k", sampling.top_k, 0)
-        if sampling.top_k and self._openai_itself:
+        if sampling.top_k and self.openai_itself:
             raise InputError(f"`sampling.top_k` is {sampling.top_k}, and OpenAI's API has no top_k. Leave it at 0.")
         if sampling.top_k and "top_k" in self._extra_body:
             raise InputError("`top_k` is both in `sampling` and in `extra_body`. Give it once.")

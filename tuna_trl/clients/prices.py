@@ -23,10 +23,11 @@ KINDS = ("input", "cached", "cache_write", "output")
 
 @dataclass(frozen=True)
 class PriceTable:
-    """USD per million tokens, by model and kind of token, as of `date`."""
+    """USD per million tokens, by model and kind of token, as of `date`; in a batch, `batch` times as much."""
 
     date: str
     models: Mapping[str, Mapping[str, Any]]
+    batch: float = 0.5  # what Anthropic and OpenAI take
 
     def rates(self, model: str) -> Mapping[str, Any] | None:
         """The entry of a model; an id with a date (`claude-haiku-4-5-20251001`, `gpt-4o-2024-08-06`) has the price of
@@ -37,6 +38,10 @@ class PriceTable:
         """The day on which the price of `model` was looked up; None for a model without one."""
         rates = self.rates(model)
         return None if rates is None else str(rates.get("date", self.date))
+
+    def batch_share(self, model: str) -> float:
+        """The share of its price that a request to `model` pays in a batch."""
+        return (self.rates(model) or {}).get("batch", self.batch)
 
 
 def load_prices(path: str | Path | None = None) -> PriceTable:
@@ -54,8 +59,10 @@ def load_prices(path: str | Path | None = None) -> PriceTable:
         raise InputError(f"prices: the price file {path} cannot be read: {error}.") from None
     own = _read(text, str(path))
     # Each entry keeps the date of the table it is from.
-    dated = {model: {"date": built_in.date, **rates} for model, rates in built_in.models.items()}
-    return PriceTable(own.date, {**dated, **own.models})
+    dated = {
+        model: {"date": built_in.date, "batch": built_in.batch, **rates} for model, rates in built_in.models.items()
+    }
+    return PriceTable(own.date, {**dated, **own.models}, own.batch)
 
 
 def price(model: str, usage: Usage, table: PriceTable | None = None) -> float | None:
@@ -103,13 +110,15 @@ def _read(text: str, where: str) -> PriceTable:
         )
     for model, rates in content["models"].items():
         _check_rates(rates, f"prices: {where}: {model}", tier=False)
-    return PriceTable(str(content.get("date")), content["models"])
+    batch = content.get("batch", PriceTable.batch)
+    _check_number(batch, f"prices: {where}: batch", "a share of the price, 0 or more")
+    return PriceTable(str(content.get("date")), content["models"], batch)
 
 
 def _check_rates(rates: Any, where: str, *, tier: bool) -> None:
     if not isinstance(rates, Mapping):
         raise InputError(f"{where} is {rates!r}, expected prices by kind ({', '.join(KINDS)}).")
-    allowed = {*KINDS, "over"} if tier else {*KINDS, "long_prompt", "date"}
+    allowed = {*KINDS, "over"} if tier else {*KINDS, "long_prompt", "date", "batch"}
     if unknown := sorted(str(key) for key in set(rates) - allowed):
         raise InputError(f"{where} has unknown keys {', '.join(unknown)}; known: {', '.join(sorted(allowed))}.")
     if missing := [kind for kind in ("input", "output", *(["over"] if tier else [])) if kind not in rates]:
@@ -120,5 +129,12 @@ def _check_rates(rates: Any, where: str, *, tier: bool) -> None:
         elif key == "date":
             if not re.fullmatch(r"\d{4}-\d\d-\d\d", str(value)):
                 raise InputError(f"{where}: date is {value!r}, expected a day like 2026-11-01.")
-        elif isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
-            raise InputError(f"{where}: {key} is {value!r}, expected a number of USD per million tokens, 0 or more.")
+        elif key == "batch":
+            _check_number(value, f"{where}: batch", "a share of the price, 0 or more")
+        else:
+            _check_number(value, f"{where}: {key}", "a number of USD per million tokens, 0 or more")
+
+
+def _check_number(value: Any, what: str, expected: str) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not (0 <= value < math.inf):
+        raise InputError(f"{what} is {value!r}, expected {expected}.")

@@ -59,10 +59,16 @@ def read_rows(files: Sequence[Path]) -> Dataset:
         SchemaError: a row is wrong; names file, row (from 0) and, in line formats, line (from 1).
         InputError: there is no row at all.
     """
-    dataset = rows_to_dataset(row for file in files for row in _read(file))
+    dataset = rows_to_dataset(named_rows(files))
     if len(dataset) == 0:
         raise InputError(f"{', '.join(file.name for file in files)}: no rows.")
     return dataset
+
+
+def named_rows(files: Sequence[Path]) -> Iterator[NamedRow]:
+    """The rows of some files as they stand there, each with its name, read as they are asked for."""
+    for file in files:
+        yield from _read(file)
 
 
 def rows_to_dataset(rows: Iterable[NamedRow]) -> Dataset:

@@ -1,0 +1,199 @@
+"""OpenAI's Batch API: a file of requests is uploaded, a batch made of it; the answers come in a file, at half price.
+
+The transport of [`tuna_trl.clients.base.BatchTransport`] for a judge behind chat.completions that has `body(request)`
+and `read_body(body)`; what is sent when, and what is kept, is `tuna_trl.build.batches`. A batch carries our tag in its
+metadata, so a submission whose answer was lost is found by it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import Any
+
+from .base import BatchFault, BatchState, JudgeRequest, Reply, Usage
+from .batch_calls import BatchRefused, Caller, decoded, limit
+from .retry import Fault
+
+
+# https://developers.openai.com/api/docs/guides/batch
+MAX_REQUESTS = 50_000
+MAX_BYTES = 200_000_000
+_PAGE = 100
+_ENDPOINT = "/v1/chat/completions"
+_ENDED = ("completed", "failed", "expired", "cancelled")
+_WAYS_OUT = {
+    400: "Check the model's id, and whether it can be used in batches.",
+    401: "The API key was refused: check OPENAI_API_KEY.",
+    402: "The account cannot pay: check its credit.",
+    403: "The key may not use this model or batches.",
+    404: "The batch or its file is not there: it was deleted, or sent with the key of another project.",
+    413: "The batch is too large for the API: make batches smaller (`max_requests`, `max_bytes`).",
+}
+
+
+class OpenAIBatches:
+    """Batches of one judge behind OpenAI's API.
+
+    Args:
+        judge: has `name`, `body(request)` for chat.completions, `read_body(body)`, `worst_case_cost` and `cost`.
+        client: the SDK's client, without retries of its own.
+        share: of its price that a request pays in a batch.
+        max_requests, max_bytes: limits of one batch below the API's own (50,000 requests, 200 MB); an account's limit
+            of queued tokens may ask for less.
+    """
+
+    keeps_tags = True
+
+    def __init__(
+        self,
+        judge: Any,
+        client: Any,
+        *,
+        share: float,
+        hide: Callable[[str], str],
+        max_retries: int,
+        max_requests: int | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        import openai
+
+        self.max_requests = limit("max_requests", max_requests, MAX_REQUESTS)
+        self.max_bytes = limit("max_bytes", max_bytes, MAX_BYTES)
+        self._judge, self._client, self._share = judge, client, share
+        self._call = Caller(openai, judge.name, _WAYS_OUT, hide, max_retries)
+
+    def size(self, request: JudgeRequest) -> int:
+        return len(self._line("0" * 64, request))
+
+    def submit(self, requests: Mapping[str, JudgeRequest], *, tag: str) -> BatchState:
+        """Upload the requests (again if need be: a file alone costs nothing), then make a batch of them, once.
+
+        Raises:
+            Refused: (an InputError) the batch or the key is wrong.
+            NotTaken: it certainly did not arrive.
+            BuildError: it may have arrived.
+        """
+        content = b"".join(self._line(key, request) for key, request in requests.items())
+        files, batches = self._client.files.with_raw_response, self._client.batches.with_raw_response
+
+        def upload() -> str:
+            uploaded = decoded(files.create(file=(f"{tag}.jsonl", content), purpose="batch").text)
+            if not uploaded.get("id"):
+                raise Fault("the body is no file")
+            return uploaded["id"]
+
+        file = self._call.read(upload)
+        return self._call.once(
+            lambda: _state(
+                batches.create(
+                    input_file_id=file, endpoint=_ENDPOINT, completion_window="24h", metadata={"tuna_trl": tag}
+                )
+            )
+        )
+
+    def list(self, *, since: float) -> list[BatchState]:
+        """The project's batches created after `since`, newest first."""
+        states: list[BatchState] = []
+        options: dict[str, Any] = {}
+        while True:
+            page = self._call.read(partial(self._page, options))
+            states += [_batch(record) for record in page["data"]]
+            if not page["data"] or not page.get("has_more") or states[-1].created < since:
+                return [state for state in states if state.created >= since]
+            options = {"after": states[-1].id}
+
+    def _page(self, options: dict[str, Any]) -> dict[str, Any]:
+        return _page(self._client.batches.with_raw_response.list(limit=_PAGE, **options))
+
+    def state(self, batch_id: str) -> BatchState:
+        return _batch(self._record(batch_id))
+
+    def results(self, batch_id: str) -> Iterator[tuple[str, Reply | BatchFault]]:
+        """See [`tuna_trl.clients.base.BatchTransport.results`]; answers first, then the file of errors.
+
+        Raises:
+            BatchRefused: the whole batch was refused.
+            Refused: its files are not there (any more).
+            Torn: a file broke off.
+        """
+        record = self._record(batch_id)
+        names = [record.get("output_file_id"), record.get("error_file_id")]
+        if record.get("status") == "failed" and not any(names):
+            raise BatchRefused(f"{self._judge.name} refused the batch {batch_id} ({self._errors(record)}).")
+        for name in filter(None, names):
+            stream = self._client.files.with_streaming_response.content
+            for line in self._call.records(lambda name=name, stream=stream: stream(name)):
+                yield str(line.get("custom_id")), self._item(line)
+
+    def worst_case_cost(self, request: JudgeRequest) -> float | None:
+        worst = self._judge.worst_case_cost(request)
+        return None if worst is None else worst * self._share
+
+    def cost(self, usage: Usage) -> float | None:
+        cost = self._judge.cost(usage)
+        return None if cost is None else cost * self._share
+
+    def _line(self, key: str, request: JudgeRequest) -> bytes:
+        body = dict(self._judge.body(request))
+        body |= body.pop("extra_body", None) or {}  # the SDK would put it beside the rest
+        record = {"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": body}
+        return json.dumps(record, ensure_ascii=True).encode() + b"\n"
+
+    def _record(self, batch_id: str) -> dict[str, Any]:
+        def retrieve() -> dict[str, Any]:
+            record = decoded(self._client.batches.with_raw_response.retrieve(batch_id).text)
+            _batch(record)
+            return record
+
+        return self._call.read(retrieve)
+
+    def _item(self, line: Mapping[str, Any]) -> Reply | BatchFault:
+        response, error = line.get("response"), line.get("error")
+        status = response.get("status_code") if isinstance(response, Mapping) else None
+        body = response.get("body") if isinstance(response, Mapping) else None
+        if status == 200:
+            try:
+                return self._judge.read_body(body)
+            except Fault as fault:
+                return BatchFault(str(fault), again=True)
+        inner = body.get("error") if isinstance(body, Mapping) else error
+        said = inner if isinstance(inner, Mapping) else {}
+        final = isinstance(status, int) and 400 <= status < 500 and status not in (408, 409, 429)
+        words = f"{status or said.get('code')}: {said.get('message')}"
+        return BatchFault(self._call.hide(words)[:500], again=not final)  # expired and cancelled have no status
+
+    def _errors(self, record: Mapping[str, Any]) -> str:
+        data = (record.get("errors") or {}).get("data") or []
+        said = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in data[:3])
+        hint = " Make batches smaller (`max_requests`)." if "token_limit_exceeded" in said else ""
+        return self._call.hide(said)[:500] + hint
+
+
+def _state(raw: Any) -> BatchState:
+    return _batch(decoded(raw.text))
+
+
+def _page(raw: Any) -> dict[str, Any]:
+    page = decoded(raw.text)
+    if not isinstance(page.get("data"), list):
+        raise Fault("the body is no list")
+    for record in page["data"]:
+        _batch(record)
+    return page
+
+
+def _batch(record: Mapping[str, Any]) -> BatchState:
+    try:
+        counts = record.get("request_counts") or {}  # absent or zero until the file has been read
+        return BatchState(
+            id=str(record["id"]),
+            ended=record["status"] in _ENDED,
+            size=int(counts.get("total") or 0),
+            created=float(record["created_at"]),
+            tag=(record.get("metadata") or {}).get("tuna_trl"),
+            done=int(counts.get("completed") or 0) + int(counts.get("failed") or 0),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise Fault("the body is no batch") from None
