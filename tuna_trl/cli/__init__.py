@@ -14,7 +14,24 @@ from typing import NoReturn
 import typer
 
 from ..errors import BuildError, InputError, TrainingMemoryError
-from . import build, demo, env, estimate, merge, rank, train
+from . import (
+    ablate,
+    build,
+    convert,
+    demo,
+    env,
+    estimate,
+    evaluate,
+    import_,
+    merge,
+    preview,
+    push,
+    rank,
+    report,
+    run,
+    train,
+    validate,
+)
 
 
 app = typer.Typer(
@@ -26,10 +43,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.add_typer(build.app, name="build")
+app.add_typer(evaluate.app, name="evaluate")
 app.command("rank")(rank.rank)
+app.command("import")(import_.import_)
+app.command("convert")(convert.convert)
+app.command("validate")(validate.validate)
 app.command("train", context_settings=train.CONTEXT)(train.train)
 app.command("estimate", context_settings=train.CONTEXT)(estimate.estimate)
 app.command("merge")(merge.merge)
+app.command("run")(run.run)
+app.command("ablate")(ablate.ablate)
+app.command("preview")(preview.preview)
+app.command("report")(report.report)
+app.command("push")(push.push)
 app.command("demo")(demo.demo)
 app.command("env")(env.env)
 

@@ -1,18 +1,20 @@
 """The card of a ranked dataset: YAML for the Hub, and a page for people whose every figure is computed from the rows.
 
 Response texts, model names and titles are other people's strings: each goes in through a filter that keeps it from
-being read as Markdown or HTML. Writes nothing; [`tuna_trl.data.hub`] does.
+being read as Markdown or HTML. Writes nothing; [`tuna_trl.data.hub`] and [`tuna_trl.data.push`] do.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from .summary import RankedSummary, summarise, summarise_judgments
+from .card_merge import Merged, join_card, merge_card, section, split_card
+from .judgment_summary import summarise_judgments
+from .summary import RankedCounter, RankedSummary, rows_of
 
 
 if TYPE_CHECKING:
@@ -30,51 +32,123 @@ _CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\u
 
 
 def ranked_card(
-    dataset_dict: Dataset | DatasetDict,
+    dataset_dict: Dataset | DatasetDict | Mapping[str, Any] | CardRows,
     *,
-    judgments: Dataset | DatasetDict | None = None,
+    judgments: Dataset | DatasetDict | Mapping[str, Any] | None = None,
     license: str | None = None,
     extra: Mapping[str, Any] | None = None,
+    name: str | None = None,
 ) -> str:
     """The text of the README.md of a ranked dataset.
 
     Args:
-        dataset_dict: the ranked rows, all splits.
+        dataset_dict: the ranked rows, all splits: anything that can be gone through by split, which is read once, or
+            what was read of it before.
         judgments: the judge replies; adds a section on them.
         license: a Hub licence id; never guessed, and its absence is said in the text.
         extra: more YAML fields (`language`, `pretty_name`, `source_datasets`, `configs`, …); `tags` are added to
             ours, every other field stands as given.
+        name: what the snippets load: an id on the Hub. By default they name the folder in words.
 
     Raises:
         InputError: `extra` is no mapping, or gives `license` a second time.
     """
-    splits = dict(dataset_dict) if isinstance(dataset_dict, Mapping) else {"train": dataset_dict}
     if extra is not None and (not isinstance(extra, Mapping) or "license" in extra):
         raise InputError(f"`extra` must be a dict of YAML fields without 'license' (an argument), got {extra!r:.80}.")
     extra = dict(extra or {})
-    summary = summarise(splits.values())
+    rows = dataset_dict if isinstance(dataset_dict, CardRows) else CardRows(dataset_dict)
     if judgments is not None:
         judgments = summarise_judgments(judgments.values() if isinstance(judgments, Mapping) else judgments)
     body = (
         _environment()
         .get_template("card.md.jinja")
         .render(
-            title=extra.get("pretty_name") or "Ranked responses",
-            s=summary,
-            splits={name: len(part) for name, part in splits.items()},
+            title=str(extra.get("pretty_name") or "") or "Ranked responses",
+            s=rows.summary,
+            splits=rows.splits,
             judgments=judgments,
-            license=license,
-            methods=list(dict.fromkeys(method for method, _ in summary.rankers)),
-            row=_typical_row(splits.values()),
+            license=None if license is None else str(license),
+            methods=list(dict.fromkeys(method for method, _ in rows.summary.rankers)),
+            hashes=prompt_hashes(rows.summary.provenance),
+            row=rows.typical,
             shown=_SHOWN_RESPONSES,
+            name=json.dumps(name or "path/of/this/folder", ensure_ascii=False),
+            on_hub=name is not None,
         )
     )
-    return f"---\n{_front_matter(summary, license, extra)}---\n\n{body}"
+    # the template opens a section by a control character, which no text of a row can hold in here
+    parts = [section(*part.split("\n", 1)) for part in body.split("\x1e")[1:]]
+    return join_card(_front_matter(rows.summary, license, extra), parts)
 
 
-def _front_matter(summary: RankedSummary, license: str | None, extra: dict[str, Any]) -> str:
-    import yaml
+def updated_card(
+    old: str | None,
+    dataset_dict: Any,
+    *,
+    infos: Mapping[str, Any],
+    judgments: Any = None,
+    license: str | None = None,
+    extra: Mapping[str, Any] | None = None,
+    name: str | None = None,
+    owned: Collection[str] = (),
+    drop_missing: bool = False,
+) -> Merged:
+    """The card of a dataset whose old card may bear a person's hand: see [`ranked_card`] and [`merge_card`].
 
+    A licence and a name that stand in the old YAML count where none is given.
+
+    Args:
+        infos: the YAML fields `configs` and `dataset_info`.
+    """
+    there = split_card(old)[0] if old else {}
+    extra = dict(extra or {})
+    given = {*extra, "license"}
+    for name_of in ("pretty_name", "language"):
+        if there.get(name_of) is not None:
+            extra.setdefault(name_of, there[name_of])
+    license = there.get("license") if license is None else license
+    text = ranked_card(dataset_dict, judgments=judgments, license=license, extra={**extra, **infos}, name=name)
+    return merge_card(old, text, given=given, owned=owned, drop_missing=drop_missing)
+
+
+class CardRows:
+    """One pass over the rows: their figures, how many there are by split, and the first that trains as an example."""
+
+    def __init__(self, dataset_dict: Any) -> None:
+        from tqdm import tqdm
+
+        splits = dataset_dict if isinstance(dataset_dict, Mapping) else {"train": dataset_dict}
+        counter, self.splits, self.typical = RankedCounter(), {}, None
+        for split, part in splits.items():
+            number = 0
+            for row in tqdm(rows_of([part]), desc="summing up", disable=None, delay=3.0):
+                counter.add(row)
+                number += 1
+                if self.typical is None or (self.typical["status"] != "ok" and row["status"] == "ok"):
+                    self.typical = row
+            self.splits[split] = number
+        self.summary = counter.summary()
+
+
+def prompt_hashes(provenance: Any, path: str = "") -> dict[str, str]:
+    """The hashes of prompts and templates in what all rows share, by where they stand.
+
+    >>> prompt_hashes({"judge": {"templates": "0" * 64, "model": "m"}})
+    {'judge.templates': '0000000000000000000000000000000000000000000000000000000000000000'}
+    """
+    if not isinstance(provenance, Mapping):
+        return {}
+    found: dict[str, str] = {}
+    for key, value in provenance.items():
+        here = f"{path}.{key}" if path else str(key)
+        if isinstance(value, Mapping):
+            found |= prompt_hashes(value, here)
+        elif re.search("prompt|template", str(key)) and re.fullmatch("[0-9a-f]{64}", str(value)):
+            found[here] = value
+    return found
+
+
+def _front_matter(summary: RankedSummary, license: str | None, extra: dict[str, Any]) -> dict[str, Any]:
     methods = {method for method, _ in summary.rankers}
     tags = [*_TAGS, *(["rlaif"] if "judge" in methods else []), _ARXIV, *(extra.pop("tags", None) or [])]
     fields = {
@@ -85,19 +159,7 @@ def _front_matter(summary: RankedSummary, license: str | None, extra: dict[str, 
         "annotations_creators": ["machine-generated"] if methods and methods <= _MACHINE else None,
     }
     head = {name: extra.pop(name) for name in ("language", "pretty_name") if name in extra}
-    fields = {**head, **{name: value for name, value in fields.items() if value is not None}, **extra}
-    return yaml.safe_dump(fields, sort_keys=False, allow_unicode=True, width=120)
-
-
-def _typical_row(splits: Iterable[Dataset]) -> dict[str, Any] | None:
-    """The first row that trains, else the first row: shown as the example."""
-    first = None
-    for part in splits:
-        for row in part:
-            if row["status"] == "ok":
-                return row
-            first = first or row
-    return first
+    return {**head, **{name: value for name, value in fields.items() if value is not None}, **extra}
 
 
 def _environment() -> Any:

@@ -18,13 +18,14 @@ from ..errors import BuildError, InputError, SchemaError, did_you_mean
 from .files import SUFFIXES, data_files, read_rows, rows_to_dataset
 from .folder import replace_folder
 from .parquet import cast_columns, quiet_unless_terminal, write_config
+from .ranked_source import CONFIG_FOLDERS, read_card
 from .schema import check_row, judgment_features, ranked_features
 
 
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, DatasetInfo, Features
 
-_FOLDERS = {"default": "data", "judgments": "judgments"}
+_FOLDERS = CONFIG_FOLDERS  # config -> folder
 _OWNED = ("README.md", *_FOLDERS.values())  # what a new save replaces; all else in the folder is carried over
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
@@ -40,7 +41,7 @@ def save_ranked(
 
     The folder appears whole or not at all: it is written beside `path` and renamed, and an existing dataset is
     replaced only once the new one is complete. Equal rows give equal Parquet bytes. Files in `path` that are not ours
-    stay.
+    stay, and so does what a person wrote in its card ([`tuna_trl.data.card_merge`]).
 
     Args:
         dataset: ranked rows (columns of [`ranked_features`]; further columns are kept behind them). A plain `Dataset`
@@ -73,7 +74,7 @@ def save_ranked(
         for config, splits in configs.items():
             features = next(iter(splits.values())).features
             infos[config], _ = write_config(splits.items(), features, folder / _FOLDERS[config])
-        _write_card(folder, infos, ranked, configs.get("judgments"), card)
+        _write_card(folder, infos, ranked, configs.get("judgments"), card, read_card(Path(path).expanduser()))
 
     return replace_folder(Path(path), fill, owned=_OWNED)
 
@@ -103,7 +104,7 @@ def stream_ranked(
 
     def fill(folder: Path) -> None:
         info, written = write_config(splits, ranked_features(), folder / _FOLDERS["default"])
-        _write_card(folder, {"default": info}, written, None, card)
+        _write_card(folder, {"default": info}, written, None, card, read_card(Path(path).expanduser()))
 
     return replace_folder(Path(path), fill, owned=_OWNED)
 
@@ -150,13 +151,19 @@ def _checked_card(card: Mapping[str, Any] | None) -> dict[str, Any]:
 
 
 def _write_card(
-    folder: Path, infos: Mapping[str, DatasetInfo], ranked: Any, judgments: Any, card: Mapping[str, Any]
+    folder: Path,
+    infos: Mapping[str, DatasetInfo],
+    ranked: Any,
+    judgments: Any,
+    card: Mapping[str, Any],
+    old: str | None,
 ) -> None:
-    from .card import ranked_card
+    from .card import updated_card
 
-    extra = {**(card.get("extra") or {}), **_yaml_fields(infos)}
-    text = ranked_card(ranked, judgments=judgments, license=card.get("license"), extra=extra)
-    (folder / "README.md").write_text(text, encoding="utf-8", newline="\n")
+    merged = updated_card(
+        old, ranked, infos=yaml_fields(infos), judgments=judgments, **card, owned=_FOLDERS, drop_missing=True
+    )
+    (folder / "README.md").write_text(merged.text, encoding="utf-8", newline="\n")
 
 
 def _as_splits(dataset: Dataset | DatasetDict, argument: str, ours: Features) -> DatasetDict:
@@ -214,7 +221,7 @@ def _refuse_foreign(path: Path) -> None:
         )
 
 
-def _yaml_fields(infos: Mapping[str, DatasetInfo]) -> dict[str, Any]:
+def yaml_fields(infos: Mapping[str, DatasetInfo]) -> dict[str, Any]:
     """The card fields that tell `load_dataset` which files are which config, and with which features."""
     from datasets.info import DatasetInfosDict
     from huggingface_hub import DatasetCardData
@@ -222,7 +229,9 @@ def _yaml_fields(infos: Mapping[str, DatasetInfo]) -> dict[str, Any]:
     configs = [
         {
             "config_name": config,
-            "data_files": [{"split": split, "path": f"{_FOLDERS[config]}/{split}-*"} for split in info.splits],
+            "data_files": [
+                {"split": split, "path": f"{_FOLDERS.get(config, config)}/{split}-*"} for split in info.splits
+            ],
         }
         for config, info in infos.items()
     ]

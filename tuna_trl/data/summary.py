@@ -1,21 +1,27 @@
-"""What a ranked dataset says about itself: counts, ties, agreement, length against rank. One pass, read only.
+"""What a ranked dataset says about itself: counts, ties, agreement, length against rank, who beats whom. One pass.
 
-The card and the report draw the same figures from here, so that they cannot disagree.
+The card and the report draw the same figures from here, so that they cannot disagree. Read only; of each response a
+few numbers are kept (about 40 bytes), of its text nothing. Judge replies: [`tuna_trl.data.judgment_summary`].
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
+from array import array
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from .ranked_source import each_row
 from .schema import STATUSES
 
 
 if TYPE_CHECKING:
     from datasets import Dataset
+
+_MAX_MODELS = 64  # whose pairs are counted: where each response has a name of its own, there is nothing to compare
 
 
 @dataclass(frozen=True)
@@ -36,6 +42,8 @@ class RankedSummary:
     unranked: int = 0  # responses without a rank
     duplicates: int = 0  # responses with the text of another one of their row
     cut: int = 0  # responses the sampler cut (finish_reason "length")
+    tokens: int = 0  # of the responses, where num_tokens says so
+    counted: int = 0  # responses that have num_tokens
     status: dict[str, int] = field(default_factory=dict)  # in the order of STATUSES
     num_responses: dict[int, int] = field(default_factory=dict)
     num_ties: dict[int, int] = field(default_factory=dict)
@@ -43,104 +51,129 @@ class RankedSummary:
     models: dict[str, int] = field(default_factory=dict)  # responses by the model that wrote them, most first
     agreement_w: Mean = Mean(None, 0)
     agreement_tau: Mean = Mean(None, 0)
+    agreements: dict[str, array] = field(default_factory=dict)  # the single values of both
     length_rho: Mean = Mean(None, 0)  # Spearman of length and quality: positive = the longer response ranks better
     length_unit: str = "tokens"  # "characters" when any response lacks num_tokens
-    lengths: dict[int, list[int]] = field(default_factory=dict)  # rank -> lengths of the responses there
-    scores: list[float] = field(default_factory=list)
-    score_gaps: list[float] = field(default_factory=list)
+    lengths: dict[int, array] = field(default_factory=dict)  # rank -> lengths of the responses there
+    scores: array = field(default_factory=lambda: array("d"))
+    score_gaps: array = field(default_factory=lambda: array("d"))
+    # (a, b) -> share of comparisons within a row that a wins (a tie counts half), and their number
+    wins: dict[tuple[str, str], Mean] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # the entries that all rows share
 
 
-def summarise(datasets: Dataset | Iterable[Dataset]) -> RankedSummary:
+def summarise(datasets: Dataset | Iterable[Any]) -> RankedSummary:
     """The figures of one ranked dataset, or of its splits taken together; holds one row at a time."""
-    result, prompts, counts = RankedSummary(), set(), defaultdict(Counter)
-    agreement, by_unit = defaultdict(list), {"tokens": _Lengths(), "characters": _Lengths()}
-    for row in _rows(datasets):
-        responses = row["responses"]
+    counter = RankedCounter()
+    for row in rows_of(datasets):
+        counter.add(row)
+    return counter.summary()
+
+
+class RankedCounter:
+    """Counts rows as they are added; `summary()` gives the figures of those so far."""
+
+    def __init__(self) -> None:
+        self._result = RankedSummary()
+        self._prompts: set[int] = set()
+        self._counts: dict[str, Counter] = defaultdict(Counter)
+        self._agreements = {"agreement_w": array("d"), "agreement_tau": array("d")}
+        self._tokens, self._characters = _Lengths(), _Lengths()
+        self._all_counted = True
+        self._points: dict[tuple[str, str], list[float]] = defaultdict(lambda: [0.0, 0])
+        self._compared: set[str] = set()
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Count one full ranked row."""
+        responses, result, counts = row["responses"], self._result, self._counts
         for name in ("status", "num_responses", "num_ties"):
             counts[name][row[name]] += 1
         counts["rankers"][row["ranking_method"], row["ranker"]] += 1
         counts["models"].update(r["model"] for r in responses if r["model"] is not None)
-        for name in ("agreement_w", "agreement_tau"):
-            agreement[name].append(row[name])
-        if any(r["num_tokens"] is None for r in responses):
-            result.length_unit = "characters"
-        by_unit["tokens"].add(responses, [r["num_tokens"] or 0 for r in responses])
-        by_unit["characters"].add(responses, [len(r["content"]) for r in responses])
+        for name, values in self._agreements.items():
+            if row[name] is not None:
+                values.append(row[name])
+        self._add_lengths(responses)
+        self._compare(responses)
         shared = row["provenance"] or {}
         result.provenance = _shared(result.provenance, shared) if result.rows else dict(shared)
-        prompts.add(row["prompt_id"])
+        self._prompts.add(short_hash(row["prompt_id"]))
         result.rows += 1
         result.responses += len(responses)
-        result.unranked += sum(r["rank"] is None for r in responses)
-        result.duplicates += sum(r["duplicate_of"] is not None for r in responses)
-        result.cut += sum(r["finish_reason"] == "length" for r in responses)
-        result.scores += [r["score"] for r in responses if r["score"] is not None]
-        result.score_gaps += [] if row["score_gap"] is None or len(responses) < 2 else [row["score_gap"]]
-    lengths = by_unit[result.length_unit]
-    result.prompts = len(prompts)
-    result.status = {name: counts["status"][name] for name in STATUSES if counts["status"][name]}
-    result.num_responses = dict(sorted(counts["num_responses"].items()))
-    result.num_ties = dict(sorted(counts["num_ties"].items()))
-    result.rankers = dict(counts["rankers"].most_common())
-    result.models = dict(counts["models"].most_common())
-    result.agreement_w, result.agreement_tau = _mean(agreement["agreement_w"]), _mean(agreement["agreement_tau"])
-    result.length_rho, result.lengths = _mean(lengths.rhos), dict(sorted(lengths.by_rank.items()))
-    return result
+        for response in responses:
+            result.unranked += response["rank"] is None
+            result.duplicates += response["duplicate_of"] is not None
+            result.cut += response["finish_reason"] == "length"
+            if response["score"] is not None:
+                result.scores.append(response["score"])
+        if row["score_gap"] is not None and len(responses) > 1:
+            result.score_gaps.append(row["score_gap"])
+
+    def summary(self) -> RankedSummary:
+        """The figures of the rows added so far."""
+        result, counts = self._result, self._counts
+        lengths = self._tokens if self._all_counted else self._characters
+        result.length_unit = "tokens" if self._all_counted else "characters"
+        result.prompts = len(self._prompts)
+        result.status = {name: counts["status"][name] for name in STATUSES if counts["status"][name]}
+        result.num_responses = dict(sorted(counts["num_responses"].items()))
+        result.num_ties = dict(sorted(counts["num_ties"].items()))
+        result.rankers = dict(counts["rankers"].most_common())
+        result.models = dict(counts["models"].most_common())
+        result.agreements = self._agreements
+        result.agreement_w, result.agreement_tau = map(mean, self._agreements.values())
+        result.length_rho, result.lengths = mean(lengths.rhos), dict(sorted(lengths.by_rank.items()))
+        result.wins = {}
+        for (a, b), (points, number) in self._points.items():
+            result.wins[a, b] = Mean(points / number, number)
+            result.wins[b, a] = Mean(1 - points / number, number)
+        return result
+
+    def _add_lengths(self, responses: Sequence[Mapping[str, Any]]) -> None:
+        tokens = [r["num_tokens"] for r in responses]
+        counted = [n for n in tokens if n is not None]
+        self._result.tokens += sum(counted)
+        self._result.counted += len(counted)
+        self._all_counted = self._all_counted and len(counted) == len(tokens)
+        if self._all_counted:
+            self._tokens.add(responses, tokens)
+        self._characters.add(responses, [len(r["content"]) for r in responses])
+
+    def _compare(self, responses: Sequence[Mapping[str, Any]]) -> None:
+        """Every pair of ranked responses of two models, once."""
+        known = [(r["model"], r["rank"]) for r in responses if r["model"] is not None and r["rank"] is not None]
+        if len({model for model, _ in known}) < 2:
+            return
+        for model, _ in known:
+            if len(self._compared) < _MAX_MODELS:
+                self._compared.add(model)
+        known = [(model, rank) for model, rank in known if model in self._compared]
+        for i, (model, rank) in enumerate(known):
+            for other, other_rank in known[i + 1 :]:
+                if model != other:
+                    point = 0.5 if rank == other_rank else float(rank < other_rank)
+                    entry = self._points[min(model, other), max(model, other)]
+                    entry[0] += point if model < other else 1 - point
+                    entry[1] += 1
 
 
 class _Lengths:
     """Lengths in one unit: by rank, and each row's correlation with quality."""
 
     def __init__(self) -> None:
-        self.by_rank: dict[int, list[int]] = defaultdict(list)
-        self.rhos: list[float | None] = []
+        self.by_rank: dict[int, array] = defaultdict(lambda: array("q"))
+        self.rhos = array("d")
 
     def add(self, responses: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> None:
-        ranked = [(r["rank"], length) for r, length in zip(responses, lengths, strict=True) if r["rank"] is not None]
-        for rank, length in ranked:
-            self.by_rank[rank].append(length)
-        self.rhos.append(spearman([length for _, length in ranked], [-rank for rank, _ in ranked]))
-
-
-@dataclass
-class JudgmentSummary:
-    """Figures of the `judgments` config: one row per judge reply."""
-
-    replies: int
-    judges: dict[str, int]
-    status: dict[str, int]
-    cost: float | None  # USD over the replies whose price is known; None when no price is
-    place_scores: list[Mean]  # mean score by shown place, over the replies that were read
-    first_wins: Mean  # share of replies that score the first shown best of all; a tie of k counts 1/k
-    first_expected: float | None  # what that share would be without a preference: the mean of 1 / candidates
-
-
-def summarise_judgments(datasets: Dataset | Iterable[Dataset]) -> JudgmentSummary:
-    """The figures of the judge replies of one dataset, or of its splits taken together."""
-    judges, status, costs = Counter(), Counter(), []
-    places, first, expected = defaultdict(list), [], []
-    for row in _rows(datasets):
-        judges[row["judge"]] += 1
-        status[row["status"]] += 1
-        if row["cost"] is not None:
-            costs.append(row["cost"])
-        scores = row["scores"] or []
-        if row["status"] != "ok" or len(scores) < 2 or any(score is None for score in scores):
-            continue
-        for place, score in enumerate(scores):
-            places[place].append(score)
-        first.append((scores[0] == max(scores)) / scores.count(max(scores)))
-        expected.append(1 / len(scores))
-    return JudgmentSummary(
-        replies=status.total(),
-        judges=dict(judges.most_common()),
-        status=dict(status.most_common()),
-        cost=sum(costs) if costs else None,
-        place_scores=[_mean(scores) for _, scores in sorted(places.items())],
-        first_wins=_mean(first),
-        first_expected=math.fsum(expected) / len(expected) if expected else None,
-    )
+        ranks, sizes = [], []
+        for response, length in zip(responses, lengths, strict=True):
+            if response["rank"] is not None:
+                ranks.append(-response["rank"])
+                sizes.append(length)
+                self.by_rank[response["rank"]].append(length)
+        rho = spearman(sizes, ranks)
+        if rho is not None:
+            self.rhos.append(rho)
 
 
 def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
@@ -149,11 +182,12 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
     >>> spearman([1, 2, 3], [10, 20, 30])
     1.0
     """
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return None
     x, y = _mid_ranks(a), _mid_ranks(b)
     centre = (len(a) + 1) / 2
     product = sum((i - centre) * (j - centre) for i, j in zip(x, y, strict=True))
-    scale = math.sqrt(sum((i - centre) ** 2 for i in x) * sum((j - centre) ** 2 for j in y))
-    return product / scale if scale > 0 else None
+    return product / math.sqrt(sum((i - centre) ** 2 for i in x) * sum((j - centre) ** 2 for j in y))
 
 
 def _mid_ranks(values: Sequence[float]) -> list[float]:
@@ -164,16 +198,23 @@ def _mid_ranks(values: Sequence[float]) -> list[float]:
     return [place[value] + (count[value] - 1) / 2 for value in values]
 
 
-def _mean(values: Iterable[float | None]) -> Mean:
-    kept = [value for value in values if value is not None]
+def mean(values: Iterable[float]) -> Mean:
+    """The mean of some values, exactly summed."""
+    kept = list(values)
     return Mean(math.fsum(kept) / len(kept) if kept else None, len(kept))
+
+
+def short_hash(text: str | None) -> int:
+    """64 bits of a text: among a million texts two share it with a chance of 3 in a hundred million."""
+    return int.from_bytes(hashlib.blake2b(str(text).encode("utf-8", "surrogatepass"), digest_size=8).digest(), "big")
+
+
+def rows_of(datasets: Dataset | Iterable[Any]) -> Iterator[Mapping[str, Any]]:
+    """The rows of one dataset, or of several one after the other."""
+    for part in [datasets] if hasattr(datasets, "features") else datasets:
+        yield from each_row(part)
 
 
 def _shared(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, Any]:
     """The entries that are in both, and equal."""
     return {key: value for key, value in one.items() if key in other and other[key] == value}
-
-
-def _rows(datasets: Dataset | Iterable[Dataset]) -> Iterator[dict[str, Any]]:
-    for part in [datasets] if hasattr(datasets, "features") else datasets:
-        yield from part

@@ -10,41 +10,26 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._version import __version__
 from ..errors import BuildError, InputError
 from . import sections
+from .examples import before_after
+from .ranked import ranked_sections
 from .text import first_line
 from .verdict import statements
 
 
-if TYPE_CHECKING:
-    from datasets import Dataset
-
 _SHOWN_EXAMPLES = 24
 
 
-def write_report(
-    path: str | Path,
-    *,
-    title: str,
-    summary: Mapping[str, Any] | None = None,
-    datasets: Mapping[str, Dataset] | None = None,
-    runs: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
-    examples: Sequence[Mapping[str, Any]] | None = None,
-) -> Path:
+def write_report(path: str | Path, *, title: str, **parts: Any) -> Path:
     """Write the report; a part that is not given, or has nothing in it, is left out.
 
     Args:
         path: the `.html` file; its folder is created. It is replaced only once the new one is complete.
-        title: the heading.
-        summary: `models` (name -> metric -> mean, low, high), `differences` (the same, paired to the start model),
-            `length_baseline` (`longer_wins`, `shorter_wins`), `copy_baseline` (the judge's score of the prompt as an
-            answer), `rows`, `seconds` (stage -> seconds), `judge`; what a demo run writes to `summary.json`.
-        datasets: ranked datasets by name.
-        runs: by name the `log_history` of each run's trainer state.
-        examples: held-out prompts with the answers before and after; see [`sections.before_after`].
+        title, parts: see [`render_report`].
 
     Returns:
         the absolute path of the file.
@@ -56,9 +41,39 @@ def write_report(
     path = Path(os.path.abspath(Path(path).expanduser()))
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the file to write, as in {path / 'report.html'}.")
+    _replace_file(path, render_report(title=title, **parts))
+    return path
+
+
+def render_report(
+    *,
+    title: str,
+    summary: Mapping[str, Any] | None = None,
+    datasets: Mapping[str, Any] | None = None,
+    judgments: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
+    runs: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
+    examples: Sequence[Mapping[str, Any]] | None = None,
+) -> str:
+    """The page as text.
+
+    Args:
+        title: the heading.
+        summary: `models` (name -> metric -> mean, low, high), `differences` (the same, paired to the start model),
+            `length_baseline` (`longer_wins`, `shorter_wins`), `copy_baseline` (the judge's score of the prompt as an
+            answer), `rows`, `seconds` (stage -> seconds), `judge`; what a demo run writes to `summary.json`.
+        datasets: ranked datasets by name: a `Dataset`, its splits, or rows that are read as they come.
+        judgments: judge replies by the name of their dataset.
+        tokenizer: of the model to be trained on the datasets; adds token lengths.
+        runs: by name the `log_history` of each run's trainer state.
+        examples: held-out prompts with the answers before and after; see [`examples.before_after`].
+
+    Raises:
+        InputError: a dataset has no ranked rows.
+    """
     summary = summary or {}
     shown = list(examples or [])[:_SHOWN_EXAMPLES]
-    page = (
+    return (
         _environment()
         .get_template("report.html.jinja")
         .render(
@@ -71,13 +86,11 @@ def write_report(
             differences=sections.difference_plots(summary),
             time=sections.time_table(summary),
             runs=sections.curves(runs or {}),
-            datasets=sections.ranked_sections(datasets or {}),
-            examples=sections.before_after(shown),
+            datasets=ranked_sections(datasets or {}, judgments, tokenizer),
+            examples=before_after(shown),
             left_out=len(examples or []) - len(shown),
         )
     )
-    _replace_file(path, page)
-    return path
 
 
 def _environment() -> Any:

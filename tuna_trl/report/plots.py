@@ -101,7 +101,8 @@ def line_chart(lines: Sequence[Line], *, label: str, x_label: str = "step", refe
 
 def histogram(values: Sequence[float], *, label: str, x_label: str) -> Markup:
     """How often values fall where; one bar a value when there are few distinct ones."""
-    array = np.array([v for v in values if v is not None and math.isfinite(v)], dtype=float)
+    array = np.array(values, dtype=float)  # None becomes NaN
+    array = array[np.isfinite(array)]
     if not len(array):
         return Markup("")
     height = 170
@@ -142,7 +143,7 @@ def interval_plot(
     for i, (name, mean, low, high) in enumerate(rows):
         y = TOP + step * (i + 0.5)
         pale = " pale" if reference is not None and low <= reference <= high else ""
-        parts.append(_text(left - 10, y + 4, name, "end", "name"))
+        parts.append(_text(left - 10, y + 4, fitting(name, 12), "end", "name"))
         parts.append(_rule(x(low), x(high), y, y, f"interval{pale}"))
         parts.append(_dot(x(mean), y, 4.5, f"mean{pale}"))
     return _svg(height, label, parts)
@@ -153,7 +154,7 @@ def range_plot(groups: Sequence[tuple[str, Sequence[float]]], *, label: str, x_l
     groups = [(name, values) for name, values in groups if len(values)]
     if not groups:
         return Markup("")
-    left, step = 44, 20 if len(groups) > 5 else 26
+    left, step = 54, 20 if len(groups) > 5 else 26
     height = TOP + step * len(groups) + BOTTOM
     quantiles = [np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist() for _, values in groups]
     x = _scale([0.0, *(q for five in quantiles for q in five)], left, WIDTH - RIGHT, pad=0.02)
@@ -166,6 +167,16 @@ def range_plot(groups: Sequence[tuple[str, Sequence[float]]], *, label: str, x_l
         parts.append(_rule(x(q1), x(q3), y, y, "box"))
         parts.append(_dot(x(median), y, 3.5, "median", f"{name}: median {median:g}, n = {len(values)}"))
     return _svg(height, label, parts)
+
+
+def fitting(name: str, limit: int) -> str:
+    """As much of a name as fits, of both ends, because the names of models differ at either.
+
+    >>> fitting("a-very-long-model-name", 12)
+    'a-ver…l-name'
+    """
+    half = (limit - 1) // 2
+    return name if len(name) <= limit else f"{name[:half]}…{name[half + 1 - limit :]}"
 
 
 def _scale(values: Sequence[float], start: float, end: float, pad: float = 0.06) -> Scale:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .text import interval, is_interval, number
+from .text import first_line, interval, is_interval, number
 
 
 START = "start"
@@ -29,11 +29,11 @@ class Statement:
 
 
 def model_name(key: str) -> str:
-    return MODEL_NAMES.get(key, key)
+    return MODEL_NAMES.get(key) or first_line(key, 120)
 
 
 def metric_name(key: str) -> str:
-    return METRIC_NAMES.get(key, key.replace("_", " "))
+    return METRIC_NAMES.get(key) or first_line(key.replace("_", " "), 120)
 
 
 def compare(summary: Mapping[str, Any], model: str, metric: str) -> tuple[str, str]:
