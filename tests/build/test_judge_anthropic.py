@@ -127,3 +127,12 @@ def test_a_wrong_key_stops_the_build_at_once_without_being_quoted(server, tmp_pa
     with pytest.raises(InputError, match=r"train\[\d+\]: .*check ANTHROPIC_API_KEY") as caught:
         build(server, tmp_path / "journal.sqlite", count=50)
     assert KEY not in str(caught.value) and len(server.requests) < 10
+
+
+def test_a_row_that_does_not_fit_is_marked_once_and_the_others_are_ranked(server, tmp_path):
+    said = "prompt is too long: 213462 tokens > 200000 maximum"
+    server.script(error(400, "invalid_request_error", said))
+    ranked, judgments = build(server, tmp_path / "journal.sqlite")
+    assert sorted(row["status"] for row in ranked["train"]) == ["ok"] * 5 + ["truncated"]
+    assert len(server.requests) == 6  # more room for the reply would change nothing
+    assert [row["raw"] for row in judgments["train"] if row["status"] == "truncated"] == [said]

@@ -219,6 +219,22 @@ def test_a_reply_cut_at_max_tokens_is_truncated_and_not_repeated(server, pauses)
     assert len(server.requests) == 1
 
 
+def test_a_prompt_that_does_not_fit_is_a_truncated_row_and_not_the_end_of_a_build(server, pauses):
+    server.script(error(400, "invalid_request_error", "prompt is too long: 213462 tokens > 200000 maximum"))
+    (reply,) = judge_at(server).ask([REQUEST])
+    assert len(server.requests) == 1 and reply.usage == Usage()
+    verdict = judge_at(server).parse(REQUEST, reply)
+    assert verdict.status == "truncated" and "213462" in reply.raw
+
+
+def test_tokens_are_counted_by_the_api_and_by_nobody_where_it_does_not_count(server, pauses):
+    server.counts = 1234
+    assert judge_at(server).count_tokens(REQUEST) == 1234
+    server.counts = None
+    assert judge_at(server).count_tokens(REQUEST) is None
+    assert server.requests == []  # no message was asked for
+
+
 def test_a_stop_reason_that_nobody_knows_yet_is_still_a_reply(server, pauses):
     server.script(message(VERDICT, stop_reason="a_reason_of_2027"))
     judge = judge_at(server)

@@ -23,7 +23,6 @@ from tuna_trl.clients.base import JudgeRequest
 from tuna_trl.clients.contextual import ContextualProtocol
 from tuna_trl.clients.openai_judge import OpenAICompatibleJudge
 from tuna_trl.clients.pairwise import PairwiseProtocol
-from tuna_trl.errors import InputError
 
 
 def _missing() -> str:
@@ -158,8 +157,8 @@ def test_over_messages_the_schema_is_ignored_and_nothing_is_repaired(port):
             json.loads(reply.raw)
 
 
-def test_over_messages_a_request_beyond_the_context_is_said_to_be_wrong(port):
+def test_over_messages_a_request_beyond_the_context_is_truncated_not_an_error(port):
     judge = AnthropicJudge("smollm2", base_url=f"http://127.0.0.1:{port}", api_key="none-needed", max_tokens=64)
     request = JudgeRequest([{"role": "user", "content": "Hi"}], ("word " * 9000, "b"), None, 0, "5f3a9c")
-    with pytest.raises(InputError, match="context"):
-        judge.ask([request])
+    (reply,) = judge.ask([request])
+    assert judge.parse(request, reply).status == "truncated" and "context" in reply.raw

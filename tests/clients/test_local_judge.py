@@ -196,6 +196,13 @@ def test_a_request_that_does_not_fit_is_truncated_and_disturbs_nobody():
     assert "context of tiny is 128" in verdict.detail and reply.usage == Usage()
 
 
+def test_counted_tokens_are_those_that_are_used():
+    reader = judge(grammar=False)
+    for asked in (request("a", "b"), request("x" * 40, "b")):
+        (reply,) = reader.ask([asked])
+        assert reader.count_tokens(asked) == reply.usage.input > 0
+
+
 def test_a_reply_ends_where_the_context_does():
     reader = judge(random_llama(WIDTH, max_position_embeddings=600), grammar=False, max_new_tokens=200)
     near, short = request("x" * 100, "b"), request("a", "b")

@@ -100,6 +100,7 @@ class AnthropicServer:
         self.answer = answer
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.headers: list[dict[str, str]] = []  # of every request
+        self.counts: int | None = None  # what count_tokens says; None: the server has no such route
         self.shelf = BatchShelf()
         self.batch_faults: deque[Canned] = deque()  # answers to the next requests about batches
         self._queue: deque[Canned] = deque()
@@ -126,6 +127,10 @@ class AnthropicServer:
             self.headers.append(headers)
         if path.startswith("/v1/messages/batches"):
             return self._about_batches(method, path, body)
+        if path == "/v1/messages/count_tokens" and self.counts is not None:
+            if "max_tokens" in body:
+                return error(400, "invalid_request_error", "max_tokens: Extra inputs are not permitted")
+            return Canned(body=json.dumps({"input_tokens": self.counts}).encode())
         if path != "/v1/messages":
             return error(404, "not_found_error", path)
         with self._lock:

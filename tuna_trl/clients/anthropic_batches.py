@@ -12,7 +12,7 @@ from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from .anthropic_messages import WAYS_OUT
+from .anthropic_messages import WAYS_OUT, too_long
 from .base import BatchFault, BatchState, JudgeRequest, Reply, Usage
 from .batch_calls import Caller, decoded, limit
 from .retry import Fault
@@ -129,6 +129,8 @@ class AnthropicBatches:
         if kind != "errored":
             return BatchFault(str(kind), again=True)  # canceled, expired
         error = result.get("error")
+        if (reply := too_long(error, self._call.hide)) is not None:
+            return reply
         inner = error.get("error") if isinstance(error, Mapping) else None
         inner = inner if isinstance(inner, Mapping) else {}
         name = str(inner.get("type"))

@@ -9,7 +9,7 @@ of a probabilistic ranking; it has no temperature and no seed, so repeats differ
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,13 +19,16 @@ from .base import JudgeRequest, Reply, Usage, Verdict
 from .contextual import ContextualProtocol
 from .keys import checked_key, key_hider
 from .prices import load_prices, price
-from .retry import MAX_TRIES, Fault, with_retries
+from .retry import MAX_TRIES, Fault, Refused, with_retries
 
 
 if TYPE_CHECKING:
     from .anthropic_batches import AnthropicBatches
 
 # The API adds text of its own to a request with a schema; the bound on input tokens leaves room for it.
+TOO_LONG = "model_context_window_exceeded"
+# the words of the API ("prompt is too long: 213462 tokens > 200000 maximum") and the type that llama.cpp gives
+_TOO_LONG = ("prompt is too long", "exceed_context_size_error")
 _OVERHEAD_TOKENS = 2000
 WAYS_OUT = {
     400: "Check the model's id and that it knows structured output and this `effort` (effort=None leaves it out).",
@@ -129,6 +132,34 @@ class AnthropicJudge:
     def parse(self, request: JudgeRequest, reply: Reply) -> Verdict:
         return self.protocol.parse(request, reply)
 
+    def count_tokens(self, request: JudgeRequest) -> int | None:
+        """Input tokens of a request as the API counts them, which costs nothing; None where a server has no count.
+
+        Raises:
+            InputError: the key or the model is refused.
+            BuildError: no answer after `max_retries` repeats.
+        """
+        import anthropic
+
+        body = {name: value for name, value in self.body(request).items() if name != "max_tokens"}
+        try:
+            raw = with_retries(
+                lambda tried: self._client.messages.with_raw_response.count_tokens(**body),
+                sdk=anthropic,
+                name=self.name,
+                max_retries=self._max_retries,
+                ways_out=WAYS_OUT,
+                hide=self._hide_key,
+            )
+        except Refused as error:
+            if error.status == 404:  # a server that speaks the Messages API and no more
+                return None
+            raise
+        try:
+            return int(json.loads(raw.text())["input_tokens"])
+        except (ValueError, TypeError, KeyError, RecursionError):
+            return None
+
     def worst_case_cost(self, request: JudgeRequest) -> float | None:
         """Price in USD if every byte sent were a token and the reply ran to `max_tokens`; None: price not known."""
         system, user = self.protocol.render(request)
@@ -190,14 +221,33 @@ class AnthropicJudge:
         import anthropic
 
         body = self.body(request)
+
+        def attempt(tried: int) -> Reply:
+            try:
+                return _read_reply(self._client.messages.with_raw_response.create(**body))
+            except anthropic.BadRequestError as error:
+                if (reply := too_long(error.body, self._hide_key, error.request_id)) is None:
+                    raise
+                return reply
+
         return with_retries(
-            lambda tried: _read_reply(self._client.messages.with_raw_response.create(**body)),
+            attempt,
             sdk=anthropic,
             name=self.name,
             max_retries=self._max_retries,
             ways_out=WAYS_OUT,
             hide=self._hide_key,
         )
+
+
+def too_long(body: Any, hide: Callable[[str], str], request_id: str | None = None) -> Reply | None:
+    """The reply that a refusal comes to which says that the prompt does not fit the model: one such row is no reason
+    to end a build. None for any other refusal."""
+    inner = body.get("error") if isinstance(body, Mapping) else None
+    words = str(inner.get("message") or "") if isinstance(inner, Mapping) else ""
+    if words and any(sign in f"{words} {inner.get('type')}" for sign in _TOO_LONG):
+        return Reply(hide(words)[:500], TOO_LONG, request_id)
+    return None
 
 
 def _required_key(api_key: str | None) -> str:

@@ -180,6 +180,10 @@ class TransformersJudge:
         verdict = self.protocol.parse(request, reply)
         return replace(verdict, detail=reply.raw) if reply.stop_reason == TOO_LONG and reply.raw else verdict
 
+    def count_tokens(self, request: JudgeRequest) -> int:
+        """Tokens of a request in this model's own tokenizer, the chat template included."""
+        return len(self._job(0, request).ids)
+
     def worst_case_cost(self, request: JudgeRequest) -> float:
         return 0.0
 
