@@ -74,6 +74,8 @@ class Question:
         statuses = [answer.verdict.status for answer in self.answers]
         if statuses[-1] == "malformed":
             return statuses.count("malformed") <= max_malformed
+        if self.answers[-1].reply.stop_reason == "model_context_window_exceeded":
+            return False  # the question itself does not fit: room for the reply changes nothing
         return statuses[-1] == "truncated" and gives_room and statuses.count("truncated") == 1
 
 
