@@ -48,14 +48,15 @@ def test_trls_yaml_parses_to_what_trl_means(tmp_path):
     assert training.eos_token == "<|im_end|>" and training.packing is False
 
 
-def test_trls_yaml_trains(tmp_path, tiny_folder, monkeypatch):
+@pytest.mark.parametrize("more", ["", "load_in_4bit: true\nuse_bnb_nested_quant: true\n"], ids=["plain", "4-bit"])
+def test_trls_yaml_trains(tmp_path, tiny_folder, monkeypatch, more):
     rows = [
         {"prompt": [{"role": "user", "content": f"q{i}"}], "completion": [{"role": "assistant", "content": f"a {i}"}]}
         for i in range(6)
     ]
     (tmp_path / "d.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     path = tmp_path / "sft.yaml"
-    path.write_text(TRL_SFT.format(model=tiny_folder, data=tmp_path / "d.jsonl", output=tmp_path / "out"))
+    path.write_text(TRL_SFT.format(model=tiny_folder, data=tmp_path / "d.jsonl", output=tmp_path / "out") + more)
     from tuna_trl.cli import main
 
     monkeypatch.setattr("sys.argv", ["tuna-trl", "train", "--config", str(path)])

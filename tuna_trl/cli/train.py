@@ -86,7 +86,17 @@ def train(
         trainer.push_to_hub(dataset_name=script.dataset_name)
     if trainer.is_world_process_zero():
         typer.echo(f"Saved to {training.output_dir}.")
+        typer.echo(f"Next: {_next(model_config.model_name_or_path, Path(training.output_dir))}")
     _leave(trainer)
+
+
+def _next(start: str, output: Path) -> str:
+    """Whether it helped: start and result side by side."""
+    adapter = (output / "adapter_config.json").is_file() and not Path(start, "adapter_config.json").is_file()
+    return (
+        f"tuna-trl evaluate ranking --model {start} --{'adapter' if adapter else 'model'} {output} "
+        f"--data <held-out ranked dataset> --output {output}-ranking"
+    )
 
 
 def _split(config: Path | None, flags: list[str]) -> tuple[list[str], list[str]]:
@@ -187,9 +197,12 @@ def _model_kwargs(model_config: Any, quantised: bool) -> dict[str, Any]:
         "dtype": model_config.dtype,
     }
     if quantised:
-        from trl import get_kbit_device_map
+        from accelerate import PartialState
 
-        kwargs["device_map"] = get_kbit_device_map()
+        state = PartialState()
+        if state.device.type not in ("cpu", "mps"):
+            # a quantised model cannot be moved once it is loaded: each process loads a whole one onto its own device
+            kwargs["device_map"] = {"": state.local_process_index}
     return {name: value for name, value in kwargs.items() if value is not None}
 
 
