@@ -255,7 +255,10 @@ def _step(verb: str, options: dict[str, Any], state: _State, folder: Path, known
             raise InputError(f"{words}{did_you_mean(option, known | {'name', 'data', 'model', 'prompts'})}")
     output = folder / name
     sources = {**state.sources, **given, "output": str(output)}
+    others = {"judge", "from_judgments"} & options.keys() if verb == "rank" else ()  # who ranks in a teacher's place
     for option, source in wiring.fills.items():
+        if others and option in ("teacher", *(["data"] if "from_judgments" in others else [])):
+            continue
         if option not in options and (value := _found(source, sources, state, name, verb)) is not None:
             options[option] = value
     options = {key: _resolved(value, state) for key, value in options.items()}
