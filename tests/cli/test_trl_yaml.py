@@ -64,3 +64,17 @@ def test_trls_yaml_trains(tmp_path, tiny_folder, monkeypatch, more):
         main()
     assert not stop.value.code
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file()
+
+
+def test_a_broken_line_of_the_data_is_named(tmp_path, tiny_folder, monkeypatch, capsys):
+    data = tmp_path / "d.jsonl"
+    data.write_text('{"prompt": "a", "completion": "b"}\n{"prompt": "a", "completion"\n')
+    path = tmp_path / "sft.yaml"
+    path.write_text(TRL_SFT.format(model=tiny_folder, data=data, output=tmp_path / "out"))
+    from tuna_trl.cli import main
+
+    monkeypatch.setattr("sys.argv", ["tuna-trl", "train", "--config", str(path)])
+    with pytest.raises(SystemExit) as stop:
+        main()
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and "d.jsonl" in said and "line 2" in said

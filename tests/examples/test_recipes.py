@@ -1,4 +1,4 @@
-"""The recipes of examples/recipes: each plans, each training is one that the command line takes, each fits its card."""
+"""The recipes of examples/recipes: each plans, each training parses as the command line would, each fits its card."""
 
 from __future__ import annotations
 

@@ -209,7 +209,9 @@ def _model_kwargs(model_config: Any, quantised: bool) -> dict[str, Any]:
 def _load(script: Any) -> DatasetDict:
     """A dataset by path or Hub id, with the split that trains."""
     from datasets import load_dataset
+    from datasets.exceptions import DatasetGenerationError
 
+    from ..data.row_streams import read_jsonl_stream
     from ..errors import InputError, did_you_mean
 
     name = script.dataset_name
@@ -218,7 +220,14 @@ def _load(script: Any) -> DatasetDict:
         kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}.get(path.suffix)
         if kind is None:
             raise InputError(f"`dataset_name` {name}: expected a .jsonl, .json, .parquet or .csv file.")
-        dataset = load_dataset(kind, data_files=str(path))
+        try:
+            dataset = load_dataset(kind, data_files=str(path))
+        except (DatasetGenerationError, ValueError) as error:
+            if path.suffix == ".jsonl":  # read again, row by row, for the line that is broken
+                for _ in read_jsonl_stream(path):
+                    pass
+            reason = error.__cause__ or error
+            raise InputError(f"`dataset_name` {name}: {str(reason).strip().splitlines()[0]}") from error
     elif path.suffix in (".jsonl", ".json", ".parquet", ".csv"):
         raise InputError(f"`dataset_name` {name}: there is no such file.")
     else:
