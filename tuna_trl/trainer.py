@@ -252,7 +252,7 @@ class TunaTrainer(Trainer):
         loss = loss * scale
         return (loss, {"scores": scores, "ranks": ranks}) if return_outputs else loss
 
-    def train(self, *args, **kwargs):
+    def train(self, *args: Any, **kwargs: Any) -> Any:
         """As in transformers; running out of memory anywhere is explained."""
         with explaining_step(self, None):
             return super().train(*args, **kwargs)

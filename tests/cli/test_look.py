@@ -42,7 +42,7 @@ def test_a_row_and_its_tokens(call, folder, tiny_folder):
 
 def test_a_report_names_its_file(call, folder, tmp_path, tiny_folder):
     code, out, _ = call("report", folder, "--model", tiny_folder)
-    assert code == 0 and out == f"Report: {folder / 'report.html'}\n"
+    assert code == 0 and out.startswith(f"Report: {folder / 'report.html'}\nNext: tuna-trl push {folder} ")
     assert "max_length" in (folder / "report.html").read_text("utf-8")
     assert call("report", folder, "--output", tmp_path / "r.html")[0] == 0 and (tmp_path / "r.html").is_file()
 

@@ -317,8 +317,8 @@ def check_judge_spending(judge: Judge, config: JudgeBuildConfig) -> None:
         return
     if config.max_cost is None:
         raise InputError(
-            f"{judge.name} costs money: set JudgeBuildConfig(max_cost=...) (--max-cost) in USD, the most that this build may "
-            "spend (math.inf, --max-cost inf: no cap)."
+            f"{judge.name} costs money: set JudgeBuildConfig(max_cost=...) in USD, the most that this build may spend "
+            "(--max-cost; math.inf for no cap)."
         )
     if config.journal is None:
         raise InputError(

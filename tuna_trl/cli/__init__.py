@@ -12,6 +12,7 @@ import sys
 from typing import NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from ..errors import BuildError, InputError, TrainingMemoryError
 from . import (
@@ -23,6 +24,7 @@ from . import (
     estimate,
     evaluate,
     import_,
+    init,
     merge,
     preview,
     push,
@@ -34,14 +36,46 @@ from . import (
 )
 
 
+# what an interrupted command keeps, by the verb's first word; the others write whole or not at all
+_KEPT = {
+    "build": "What was received is journalled; run the same command again to go on.",
+    "rank": "What was received is journalled; run the same command again to go on.",
+    "evaluate": "What was answered is kept; run the same command again to go on.",
+    "train": "Checkpoints in output_dir are kept (one every save_steps); the same command goes on from the last one.",
+    "run": "Finished stages are kept, and what the one at work had received; run the same command again to go on.",
+    "demo": "Finished stages are kept; run the same command again to go on.",
+    "ablate": "Finished runs and checkpoints are kept; run the same command again to go on.",
+}
+
+
+class _Interrupted(Exception):
+    """Ctrl-C on its way past typer, which would end the process without a word."""
+
+
+class _Commands(TyperGroup):
+    def invoke(self, ctx: typer.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            raise _Interrupted from error
+
+
+def _hyphens(name: str) -> str:
+    """`--max_cost` is `--max-cost`, as TRL's flags may be written in either way."""
+    return name.replace("_", "-")
+
+
 app = typer.Typer(
     name="tuna-trl",
+    cls=_Commands,
+    context_settings={"token_normalize_func": _hyphens},
     help="Rank several answers, train a model on the ranking (Tuna, arXiv 2310.13385).",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+app.command("init")(init.init)
 app.add_typer(build.app, name="build")
 app.add_typer(evaluate.app, name="evaluate")
 app.command("rank")(rank.rank)
@@ -71,8 +105,9 @@ def main() -> NoReturn:
         app(standalone_mode=True)
     except InputError as error:
         _fail(str(error), 2)
-    except KeyboardInterrupt:
-        _fail("Interrupted. What was received is journalled; run the same command again to go on.", 130)
+    except (_Interrupted, KeyboardInterrupt):
+        verb = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
+        _fail(f"Interrupted. {_KEPT.get(verb, 'Nothing was half written; run the same command again.')}", 130)
     except (BuildError, TrainingMemoryError) as error:
         _fail(str(error), 1)
     except OSError as error:

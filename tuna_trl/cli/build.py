@@ -9,6 +9,7 @@ import typer
 
 from . import judging
 from .sources import (
+    LOOKED,
     Engine,
     done,
     journal_beside,
@@ -123,6 +124,7 @@ def teacher(
     source = teacher_by_name(model, dtype, server if base_url else None, engine, workers, gpus_per_worker)
     if dry_run:
         typer.echo(look_ahead(rows, source, config).table())
+        typer.echo(LOOKED)
         return
     if no_resume:
         set_journal_aside(config.journal)
@@ -135,7 +137,12 @@ def teacher(
 def judge(
     prompts: Prompts,
     output: Output,
-    student: Annotated[str, typer.Option(help="Who answers: a Hub id, a model's or adapter's folder, or 'embedded'.")],
+    student: Annotated[
+        str,
+        typer.Option(
+            "--student", "--model", help="Who answers: a Hub id, a model's or adapter's folder, or 'embedded'."
+        ),
+    ],
     judge: Annotated[str, typer.Option(help=f"{judging.JUDGES}.")] = "reference",
     protocol: judging.Protocol = None,
     judge_option: judging.Options = None,
@@ -195,6 +202,7 @@ def judge(
     rows = load_prompts(prompts)
     if dry_run:
         typer.echo(judge_dry_run(rows, local_sampler(student, dtype), reader, config).table())
+        typer.echo(LOOKED)
         return
     judging.forget_batches(config.journal, forget_batch)
     if no_resume:

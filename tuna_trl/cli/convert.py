@@ -7,6 +7,8 @@ from typing import Annotated, Any
 
 import typer
 
+from .sources import one_output
+
 
 TARGETS = ("sft", "preference", "kto", "lmops", "source")
 _NEXT = {
@@ -22,7 +24,6 @@ def convert(
     source: Annotated[
         str, typer.Argument(help="Ranked rows (or any known shape): a file, a folder or a dataset's Hub id.")
     ],
-    output: Annotated[Path, typer.Argument(help="A folder, or for one split a .jsonl, .json or .parquet file.")],
     to: Annotated[
         str,
         typer.Option(
@@ -30,6 +31,10 @@ def convert(
             "(what the rows were imported from)."
         ),
     ],
+    output: Annotated[
+        Path | None, typer.Argument(help="A folder, or for one split a .jsonl, .json or .parquet file.")
+    ] = None,
+    output_option: Annotated[Path | None, typer.Option("--output", help="The same, by its flag.")] = None,
     pairs: Annotated[str, typer.Option(help="preference: best-worst, adjacent or all.")] = "best-worst",
     min_gap: Annotated[
         float | None, typer.Option(help="preference: pairs whose scores are at least so far apart.")
@@ -53,6 +58,7 @@ def convert(
 
     if to not in TARGETS:
         raise InputError(f"--to is {to!r}, expected one of {', '.join(TARGETS)}.{did_you_mean(to, TARGETS)}")
+    output = one_output(output, output_option)
     options = {"pairs": pairs, "min_gap": min_gap, "threshold": threshold, "num_responses": num_responses}
     _refuse_options_of_others(to, options)
     tally = Counter()

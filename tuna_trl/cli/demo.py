@@ -33,3 +33,4 @@ def demo(
         max_new_tokens=max_new_tokens,
     )
     run_demo(config)
+    typer.echo("Next, the same on your own prompts: tuna-trl init --model <model> --prompts <file or Hub id>")

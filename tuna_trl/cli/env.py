@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from typing import Annotated
+
 import typer
 
 
@@ -19,7 +22,9 @@ PACKAGES = (
 )
 
 
-def env() -> None:
+def env(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")] = False,
+) -> None:
     """Print versions, device and cache folder, for a bug report. Prints no key and no token."""
     import os
     import platform
@@ -43,5 +48,9 @@ def env() -> None:
         ("cache", str(cache_folder())),
         ("ANTHROPIC_API_KEY", "set" if os.environ.get("ANTHROPIC_API_KEY") else "not set"),
     ]
+    if as_json:
+        typer.echo(json.dumps(dict(lines), indent=2))
+        return
     for name, value in lines:
         typer.echo(f"{name + ':':<20} {value}")
+    typer.echo("Next: tuna-trl demo, which needs no key, no network and no GPU")

@@ -65,6 +65,9 @@ def estimate(
         typer.echo(json_module.dumps(_as_dict(plan, cards, verdict, measured), indent=2))
     else:
         _print(plan, cards, verdict, measured, launched=bool(launch_flags))
+        file = f" --config {config}" if config else ""
+        ready = "" if fits else ", with a flag from above"
+        typer.echo(f"Next: tuna-trl train{file}{'' if config else ' with the same flags'}{ready}")
     raise typer.Exit(0 if fits else 1)
 
 

@@ -34,6 +34,7 @@ BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, 
 MaxCost = Annotated[float | None, typer.Option(help="Most that paid servers and judges may cost, USD; inf: any.")]
 BatchTokens = Annotated[int, typer.Option(help="Tokens (prompts and answers) of one forward pass; less memory: less.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Tokens of an answer.")]
+Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON and nothing else.")]
 Template = Annotated[str, typer.Option(help="chat (the model's), raw (the bare prompt) or alpaca.")]
 
 
@@ -52,6 +53,7 @@ def super_ni(
     batch_tokens: BatchTokens = 32_768,
     base_url: BaseUrl = None,
     max_cost: MaxCost = None,
+    as_json: Json = False,
 ) -> None:
     """Super-NaturalInstructions, English test tasks: ROUGE-L and exact match by category and task, next to copying."""
     from ..evaluation.super_ni import load_super_ni
@@ -65,8 +67,8 @@ def super_ni(
         max_new_tokens=max_new_tokens,
     )
     candidates = _candidates(model, adapter, template, dtype, batch_tokens, base_url)
-    _run(benchmark, candidates, output, max_cost)
-    _next("lmentry", model, adapter, "--data <clone of aviaefrat/lmentry>", output)
+    following = _next("lmentry", model, adapter, "--data <clone of aviaefrat/lmentry>", output)
+    _run(benchmark, candidates, output, max_cost, as_json, following)
 
 
 @app.command("lmentry")
@@ -88,6 +90,7 @@ def lmentry(
     batch_tokens: BatchTokens = 32_768,
     base_url: BaseUrl = None,
     max_cost: MaxCost = None,
+    as_json: Json = False,
 ) -> None:
     """LMentry: accuracy on 25 elementary tasks, robustness, and the LMentry score, by scorers of our own."""
     from ..evaluation.lmentry.data import load_lmentry
@@ -98,8 +101,8 @@ def lmentry(
     examples = load_lmentry(data, limit=limit, core_only=core_only)
     benchmark = LMentry(examples, template=template, truncate=truncate, max_new_tokens=max_new_tokens)
     candidates = _candidates(model, adapter, template, dtype, batch_tokens, base_url)
-    _run(benchmark, candidates, output, max_cost)
-    _next("vicuna-qa", model, adapter, "--data <FastChat's vicuna_bench> --judge <judge>", output)
+    following = _next("vicuna-qa", model, adapter, "--data <FastChat's vicuna_bench> --judge <judge>", output)
+    _run(benchmark, candidates, output, max_cost, as_json, following)
 
 
 @app.command("ranking")
@@ -108,21 +111,37 @@ def ranking(
     data: Annotated[str, typer.Option(help="A ranked dataset: a folder, a file of rows or a Hub id.")],
     output: Output,
     adapter: Adapters = None,
-    split: Annotated[str, typer.Option(help="Its split.")] = "test",
+    split: Annotated[str | None, typer.Option(help="Its split; default: test, or the only one.")] = None,
     length_exponent: Annotated[float, typer.Option(help="Score = log-prob / tokens ** this.")] = 1.0,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a prompt with one response.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in one forward pass.")] = 8,
     limit: Limit = None,
     dtype: Dtype = "float32",
+    as_json: Json = False,
 ) -> None:
     """Ranking accuracy: pair accuracy, top-1 and tau-b of the model's likelihoods, next to "longer wins"."""
     from ..data.hub import load_ranked
     from ..evaluation.ranked import RankedData
 
-    rows = load_ranked(data, split if limit is None else f"{split}[:{limit}]")
+    rows = _rows(load_ranked(data), data, split, limit)
     benchmark = RankedData(list(rows), length_exponent=length_exponent, max_length=max_length, batch_size=batch_size)
-    _run(benchmark, _candidates(model, adapter, "chat", dtype, 32_768, None), output, None)
-    _next("super-ni", model, adapter, "--data <clone of allenai/natural-instructions>", output)
+    following = _next("super-ni", model, adapter, "--data <clone of allenai/natural-instructions>", output)
+    if adapter:
+        following = f"Next: tuna-trl merge {adapter[-1]} --output {adapter[-1].rstrip('/')}-merged"
+    _run(benchmark, _candidates(model, adapter, "chat", dtype, 32_768, None), output, None, as_json, following)
+
+
+def _rows(dataset: Any, data: str, split: str | None, limit: int | None) -> Any:
+    """The rows of one split, the first so many."""
+    from ..errors import InputError, did_you_mean
+
+    if split is None:
+        split = "test" if "test" in dataset else next(iter(dataset)) if len(dataset) == 1 else None
+    if split not in dataset:
+        has = ", ".join(map(repr, dataset))
+        raise InputError(f"{data} has the splits {has}: say which by --split.{did_you_mean(str(split), dataset)}")
+    rows = dataset[split]
+    return rows if limit is None else rows.select(range(min(limit, len(rows))))
 
 
 @app.command("vicuna-qa")
@@ -150,6 +169,7 @@ def vicuna_qa(
     batch_tokens: BatchTokens = 32_768,
     base_url: BaseUrl = None,
     max_cost: MaxCost = None,
+    as_json: Json = False,
 ) -> None:
     """Vicuna QA: a judge compares each model's answers with an opponent's, in both orders: win, tie, lose."""
     from ..errors import InputError
@@ -167,11 +187,11 @@ def vicuna_qa(
         raise InputError(f"{reader.name} costs money: set --max-cost in USD, the most that this may spend (inf: any).")
     benchmark = VicunaQA(questions, reader, against=opponent, template=template, max_new_tokens=max_new_tokens)
     candidates = _with_stored(model, adapter, template, dtype, batch_tokens, base_url)
-    _run(benchmark, candidates, output, max_cost)
-    typer.echo(
+    following = (
         f"Next, to let people judge: tuna-trl evaluate vicuna-export --data {data} --first <answers.jsonl> "
         f"--second <answers.jsonl> --output <folder>; the answers are in {output / 'predictions'}."
     )
+    _run(benchmark, candidates, output, max_cost, as_json, following)
 
 
 @app.command("vicuna-export")
@@ -269,13 +289,26 @@ def _judge(name: str, base_url: str | None, protocol: str, prompts: Path, questi
     return TransformersJudge(load_model(name, dtype=dtype), load_tokenizer(name), name=name, protocol=asks)
 
 
-def _run(benchmark: Any, candidates: Iterator[Candidate], output: Path, max_cost: float | None) -> None:
+def _run(
+    benchmark: Any,
+    candidates: Iterator[Candidate],
+    output: Path,
+    max_cost: float | None,
+    as_json: bool,
+    following: str,
+) -> None:
+    import json
+
     from ..evaluation.runner import run
 
     evaluation = run(benchmark, candidates, output, max_cost=max_cost)
     _plot(evaluation, output)
+    if as_json:
+        typer.echo(json.dumps(evaluation.to_json(), ensure_ascii=False, indent=1))
+        return
     typer.echo(evaluation.to_markdown().split("\n## ")[0].split("\n**Settings**")[0].rstrip())
     typer.echo(f"\nResults in {output}: results.json, results.md, plots/, predictions/.")
+    typer.echo(following)
 
 
 def _plot(evaluation: Evaluation, output: Path) -> None:
@@ -298,6 +331,6 @@ def _plot(evaluation: Evaluation, output: Path) -> None:
             write_text(folder / f"{file_name(name)}.svg", figure)
 
 
-def _next(benchmark: str, models: Sequence[str], adapters: Sequence[str] | None, more: str, output: Path) -> None:
+def _next(benchmark: str, models: Sequence[str], adapters: Sequence[str] | None, more: str, output: Path) -> str:
     named = " ".join([*(f"--model {name}" for name in models), *(f"--adapter {path}" for path in adapters or ())])
-    typer.echo(f"Next: tuna-trl evaluate {benchmark} {named} {more} --output {output.with_name(benchmark)}")
+    return f"Next: tuna-trl evaluate {benchmark} {named} {more} --output {output.with_name(benchmark)}"

@@ -8,12 +8,15 @@ from typing import Annotated, Any
 
 import typer
 
+from .sources import one_output
+
 
 def import_(
     source: Annotated[
         str, typer.Argument(help="A .jsonl, .json, .parquet or .csv file, a folder, or a dataset's Hub id.")
     ],
-    output: Annotated[Path, typer.Argument(help="Folder of the ranked dataset.")],
+    output: Annotated[Path | None, typer.Argument(help="Folder of the ranked dataset.")] = None,
+    output_option: Annotated[Path | None, typer.Option("--output", help="The same, by its flag.")] = None,
     shape: Annotated[
         str | None, typer.Option(help="What the rows are (nectar, ultrafeedback, …); found by itself by default.")
     ] = None,
@@ -31,6 +34,7 @@ def import_(
     from ..data.hub import stream_ranked
     from ..errors import InputError
 
+    output = one_output(output, output_option)
     known = None if shape is None else find_shape(shape)
     tally, ranks, splits = Counter(), Counter(), []
     for split, rows in open_rows(source, "SRC").items():

@@ -94,6 +94,7 @@ def launch(flags: Sequence[str], training_arguments: Sequence[str]) -> None:
     import subprocess
 
     from accelerate.commands.launch import launch_command
+    from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
     arguments = _accelerate_parser().parse_args(
@@ -105,6 +106,8 @@ def launch(flags: Sequence[str], training_arguments: Sequence[str]) -> None:
         launch_command(arguments)
     except subprocess.CalledProcessError as error:
         raise typer.Exit(max(error.returncode, 1)) from None
+    except SignalException as error:  # from accelerate's agent, which has ended its processes
+        raise KeyboardInterrupt from error
     except ChildFailedError as error:
         raise typer.Exit(max(error.get_first_failure()[1].exitcode, 1)) from None
     except ValueError as error:

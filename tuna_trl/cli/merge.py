@@ -23,3 +23,7 @@ def merge(
         f"largest {report.largest:.4f} nats a token."
     )
     typer.echo(f"Saved to {report.path}.")
+    typer.echo(
+        f"Next, a round on its own answers: tuna-trl build judge --model {report.path} --prompts <file or Hub id> "
+        "--output <folder>"
+    )

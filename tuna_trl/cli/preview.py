@@ -25,3 +25,4 @@ def preview(
 
     console = Console(highlight=False, markup=False, emoji=False)
     show(dataset, console, row=row, split=split, model=model, mle_target=mle_target, revision=revision)
+    typer.echo(f"Next: tuna-trl validate {dataset}{f' --model {model}' if model else ''}")

@@ -49,3 +49,4 @@ def push(
     for note in pushed.notes:
         typer.echo(note)
     typer.echo(f"These rows and no others: {pushed.load_line}")
+    typer.echo(f"Next: tuna-trl train --dataset_name {repo_id} --model_name_or_path <model> --output_dir <folder>")

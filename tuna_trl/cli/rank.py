@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from . import judging
-from .sources import Engine, done, journal_beside, set_journal_aside
+from .sources import LOOKED, Engine, done, journal_beside, set_journal_aside
 
 
 # options by who ranks; what is in none of them is for all
@@ -41,8 +41,10 @@ def rank(
     teacher: Annotated[
         str | None,
         typer.Option(
+            "--teacher",
+            "--model",
             help="Ranks by likelihood: a Hub id, a model's or adapter's folder, or 'embedded'; with --base-url a "
-            "server's id."
+            "server's id.",
         ),
     ] = None,
     judge: Annotated[str | None, typer.Option(help=f"Ranks by reading: {judging.JUDGES}.")] = None,
@@ -184,6 +186,7 @@ def rank(
         from ..build.rank_dry_run import rank_dry_run
 
         typer.echo(rank_dry_run(rows, scorer, config).table())
+        typer.echo(LOOKED)
         return
     if no_resume:
         set_journal_aside(config.journal)

@@ -24,3 +24,7 @@ def report(
     from ..report.dataset import write_dataset_report
 
     typer.echo(f"Report: {write_dataset_report(dataset, output, model=model, run=run, revision=revision)}")
+    if Path(dataset).is_dir():
+        typer.echo(f"Next: tuna-trl push {dataset} <owner/name>")
+    else:
+        typer.echo(f"Next: tuna-trl train --dataset_name {dataset} --model_name_or_path <model> --output_dir <folder>")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +14,8 @@ import typer
 
 if TYPE_CHECKING:
     from ..pipelines.recipe import Step
+
+_PATIENCE = 5.0  # seconds that a stage has to end by itself after Ctrl-C
 
 
 def run(
@@ -28,13 +31,14 @@ def run(
     if dry_run:
         for step in steps:
             typer.echo(f"{step.name}: {step.shown()}")
+        typer.echo(f"Next: tuna-trl run {recipe}")
         return
     code = run_recipe(steps, Path(str(content["output"])), _call, typer.echo)
     if code:
         typer.echo(f"Stopped. When it is mended, `tuna-trl run {recipe}` goes on from there.", err=True)
         raise typer.Exit(code)
-    last = steps[-1]
-    typer.echo(f"All {len(steps)} stages are done; the last one wrote {last.output}.")
+    typer.echo(f"All {len(steps)} stages are done; the last one wrote {steps[-1].output}.")
+    typer.echo(f"Next: {_next(steps)}")
 
 
 def options_of_verbs() -> Mapping[str, frozenset[str]]:
@@ -58,9 +62,33 @@ def options_of_verbs() -> Mapping[str, frozenset[str]]:
     return found
 
 
+def _next(steps: Sequence[Step]) -> str:
+    """What to do with the last model, or without one with the last dataset."""
+    from ..pipelines.recipe import WIRING
+
+    made = {WIRING[step.verb].makes: step for step in steps}
+    data = made["data"].output if "data" in made else "<ranked dataset>"
+    if (model := made.get("model")) is None:
+        return f"tuna-trl train --dataset_name {data} --model_name_or_path <model> --output_dir <folder>"
+    if (model.output / "adapter_config.json").is_file():
+        return f"tuna-trl merge {model.output} --output {model.output}-merged"
+    held_out = "--data <held-out ranked dataset>"
+    return f"tuna-trl evaluate ranking --model {model.output} {held_out} --output {model.output}-ranking"
+
+
 def _call(step: Step, words: list[str]) -> int:
-    """Run one command in a process of its own, on this terminal."""
+    """Run one command in a process of its own, on this terminal. After Ctrl-C it may end by itself, saying what it
+    keeps: `subprocess.run` would kill it a quarter of a second later."""
+    process = subprocess.Popen([sys.executable, "-m", "tuna_trl", *words])
     try:
-        return subprocess.run([sys.executable, "-m", "tuna_trl", *words], check=False).returncode
-    except KeyboardInterrupt:  # the stage got it too, and says what it keeps
-        return 130
+        return process.wait()
+    except KeyboardInterrupt:  # from a terminal the stage got it too
+        try:
+            process.wait(_PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGINT)  # only this process was told
+            process.wait()
+        raise
+    finally:
+        if process.poll() is None:  # a second Ctrl-C
+            process.kill()

@@ -12,6 +12,9 @@ from typing import Any
 import typer
 
 
+LOOKED = "Next: the same command without --dry-run."
+
+
 class Engine(StrEnum):
     """Where a local teacher works."""
 
@@ -80,6 +83,16 @@ def local_sampler(name: str, dtype: str) -> Any:
         if torch.cuda.is_available():  # one whole model a process, not one model over all devices
             options["device_map"] = {"": int(os.environ.get("LOCAL_RANK", "0"))}
     return TransformersSampler(load_model(name, dtype=dtype, **options), load_tokenizer(name), name=name)
+
+
+def one_output(argument: Path | None, option: Path | None) -> Path:
+    """Where to write, said behind the source or by --output."""
+    from ..errors import InputError
+
+    if (argument is None) == (option is None):
+        found = "neither was" if argument is None else f"both were ({argument} and {option})"
+        raise InputError(f"Say where to write, as a second argument or by --output; {found} given.")
+    return argument or Path(str(option))
 
 
 def journal_beside(output: Path) -> Path:
