@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from training import ranked_dataset
 
 from tuna_trl.cli import launch
-from tuna_trl.cli.train import _parse, _split, _training_names
+from tuna_trl.cli.train import _parse, _split, training_names
 
 
 TRAIN = ["--margin", "--learning_rate", "--lora_target_modules", "--no_bf16", "--config_name"]
@@ -72,7 +72,7 @@ values = st.text("abc12./", min_size=1)
     )
 )
 def test_every_flag_goes_to_one_side_with_its_values_in_order(groups):
-    training = _training_names() | {"config_name"}
+    training = training_names() | {"config_name"}
     wanted: tuple[list[str], list[str]] = ([], [])
     for flag, given_values in groups:
         wanted[flag in TRAIN].extend([flag, *given_values])
@@ -80,8 +80,8 @@ def test_every_flag_goes_to_one_side_with_its_values_in_order(groups):
 
 
 def test_a_flag_that_both_know_is_the_trainings():
-    assert "debug" in _training_names() and "debug" in launch.launch_options()
-    assert launch.split_flags(["--debug", "x"], _training_names()) == ([], ["--debug", "x"])
+    assert "debug" in training_names() and "debug" in launch.launch_options()
+    assert launch.split_flags(["--debug", "x"], training_names()) == ([], ["--debug", "x"])
 
 
 def test_without_flags_of_a_launch_nothing_is_launched(tmp_path, called):
