@@ -11,13 +11,13 @@ from collections import Counter
 
 import pytest
 from doubles.anthropic_server import AnthropicServer, Canned, error, html, overloaded, plain
+from doubles.batch_shelf import without_waiting
 from doubles.killed_judging import GOOD, KEY, claude, questions
 
 from tuna_trl.build import batches
 from tuna_trl.build.cost import Budget
 from tuna_trl.build.journal import Journal
 from tuna_trl.build.judging import ask_all, usage_totals
-from tuna_trl.clients import retry
 from tuna_trl.clients.base import BatchTransport
 from tuna_trl.errors import BudgetExceeded, BuildError, InputError
 
@@ -27,11 +27,7 @@ FULL = 1200 * 4e-6 + 300 * 20e-6  # USD of one of the double's replies
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(retry, "pause", lambda tried, retry_after: 0.001)
-    monkeypatch.setattr(batches, "pause", lambda tried, retry_after: 0.001)
-    monkeypatch.setattr(batches, "SETTLE", 0.1)
+    without_waiting(monkeypatch)
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@ import os
 import signal
 import sqlite3
 import subprocess
-import sys
 import tempfile
-import textwrap
 import threading
 import time
 from pathlib import Path
@@ -17,6 +15,7 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from own_process import started
 
 from tuna_trl.build.journal import Journal, set_aside
 from tuna_trl.build.leases import Claim
@@ -33,15 +32,7 @@ json_values = st.recursive(
     max_leaves=8,
 )
 records = st.dictionaries(st.text(), json_values, max_size=4)
-
-
-def python(script: str, *args, **kwargs) -> subprocess.Popen:
-    """A process of its own, that can be killed without harm to this one."""
-    root = Path(__file__).resolve().parents[2]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "tests")])}
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, args)]
-    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    return subprocess.Popen(command, env=environment, **pipes, **kwargs)
+PIPES = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -79,7 +70,7 @@ def test_a_kill_loses_nothing_that_put_returned_for(tmp_path):
             print(i, flush=True)
     """
     path = tmp_path / "journal.sqlite"
-    process = python(script, path)
+    process = started(script, path, **PIPES)
     committed = [int(process.stdout.readline()) for _ in range(60)]
     process.send_signal(signal.SIGKILL)
     committed += [int(line) for line in process.stdout.read().split()]
@@ -101,7 +92,7 @@ def test_two_processes_write_at_once_and_agree(tmp_path):
             print(json.dumps([journal.get(f"key-{i}")["by"] for i in range(150)]))
     """
     path = tmp_path / "journal.sqlite"
-    processes = [python(script, path, name) for name in ("one", "two")]
+    processes = [started(script, path, name, **PIPES) for name in ("one", "two")]
     outputs = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
     first, second = (json.loads(out) for out, _ in outputs)
@@ -143,7 +134,7 @@ def test_a_full_disk_is_a_build_error_and_what_was_put_before_stays(tmp_path):
             print(error)
     """
     path = tmp_path / "journal.sqlite"
-    process = python(script, path)
+    process = started(script, path, **PIPES)
     out, err = process.communicate(timeout=120)
     assert process.returncode == 0, err
     done, message = out.split("\n", 1)
@@ -217,7 +208,7 @@ class TestLeases:
             print(journal.claim(["a", "b"]).state, flush=True)
             sys.stdin.read()
         """
-        process = python(script, tmp_path / "j", stdin=subprocess.PIPE)
+        process = started(script, tmp_path / "j", stdin=subprocess.PIPE, **PIPES)
         assert process.stdout.readline() == "mine\n"
         with Journal(tmp_path / "j") as journal:
             assert journal.claim(["a"]).state == "taken"
@@ -273,7 +264,7 @@ class TestLeases:
         """
         for kind in ("remote", "local"):
             (tmp_path / kind).mkdir()
-            running = [python(script, tmp_path / kind / "j", kind) for _ in range(2)]
+            running = [started(script, tmp_path / kind / "j", kind, **PIPES) for _ in range(2)]
             outputs = [process.communicate(timeout=120) for process in running]
             assert [process.returncode for process in running] == [0, 0], outputs
             (one, rows), (other, same) = (json.loads(out) for out, _ in outputs)

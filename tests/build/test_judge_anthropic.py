@@ -9,6 +9,7 @@ import re
 import pytest
 from doubles.anthropic_server import AnthropicServer, error, message, overloaded, plain, rate_limited, refusal, torn
 from doubles.builders import ListSampler
+from doubles.loopback import without_proxies
 
 from tuna_trl.build.judge import JudgeBuildConfig, judge_builds
 from tuna_trl.clients import retry
@@ -46,9 +47,7 @@ def honest(body):
 @pytest.fixture
 def server(monkeypatch):
     monkeypatch.setattr(retry.time, "sleep", lambda seconds: None)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+    without_proxies(monkeypatch)
     with AnthropicServer(honest) as server:
         yield server
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import json
 
 import pytest
+from doubles.batch_shelf import without_waiting
 from doubles.killed_judging import GOOD, PlainProtocol, questions
 from doubles.openai_batches import OpenAIBatchServer
 from doubles.openai_server import html, status
 
-from tuna_trl.build import batches
 from tuna_trl.build.cost import Budget
 from tuna_trl.build.journal import Journal
 from tuna_trl.build.judging import ask_all
-from tuna_trl.clients import retry
 from tuna_trl.clients.base import BatchTransport, Reply, Usage
 from tuna_trl.clients.openai_batches import OpenAIBatches
 from tuna_trl.errors import InputError
@@ -57,11 +56,7 @@ class BodyJudge(PlainProtocol):
 
 @pytest.fixture(autouse=True)
 def _quick(monkeypatch):
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr(retry, "pause", lambda tried, retry_after: 0.001)
-    monkeypatch.setattr(batches, "pause", lambda tried, retry_after: 0.001)
-    monkeypatch.setattr(batches, "SETTLE", 0.1)
+    without_waiting(monkeypatch)
 
 
 @pytest.fixture
@@ -109,7 +104,7 @@ def test_errors_of_the_second_file_are_asked_again_or_named(server, tmp_path):
 def test_a_lost_answer_to_create_is_found_by_its_tag_while_the_batch_runs(server, tmp_path):
     server.shelf.looks = 4
     server.shelf.create([(f"foreign-{i}", {}) for i in range(5)])
-    respond, lost = server._respond, []
+    respond, lost = server.respond, []
 
     def losing(method, path, headers, raw):
         answer = respond(method, path, headers, raw)
@@ -118,7 +113,7 @@ def test_a_lost_answer_to_create_is_found_by_its_tag_while_the_batch_runs(server
             return status(502)
         return answer
 
-    server._respond = losing
+    server.respond = losing
     server.faults.extend([html(), status(500)])
     server.shelf.tears = [2, 0]
     _, asked = ask(server, tmp_path / "j")

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 from datasets import IterableDataset
 from doubles.samplers import SeedSampler
 from doubles.scorers import HashScorer
+from own_process import SAY_PEAK, python, started
 
 from tuna_trl.build.rank import RankConfig, rank_folder, rank_given
 from tuna_trl.build.teacher import TeacherBuildConfig, build_teacher_folder
@@ -21,9 +19,6 @@ from tuna_trl.data.hub import load_ranked, save_ranked
 from tuna_trl.data.row_streams import read_jsonl_stream, stream_rows
 from tuna_trl.data.schema import ranked_features
 from tuna_trl.errors import InputError, SchemaError
-
-
-TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -175,12 +170,6 @@ class TestOtherTeachers:
         assert len(rank_given(iter(ranked), scorer, quiet(overwrite_ranks=True))["train"]) == 5
 
 
-def python(script: str, *arguments, env=None) -> str:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])} | (env or {})
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=800).stdout
-
-
 RANK = """
     import json, sys
     from doubles.scorers import HashScorer
@@ -194,14 +183,11 @@ RANK = """
             file.write(json.dumps({"prompt": f"Instruction {i}", "responses": answers}) + "\\n")
     config = RankConfig(journal=folder + ".sqlite", window_size=256, show_progress=False)
     rank_folder(read_jsonl_stream(folder + ".jsonl"), HashScorer(), folder, config)
-    # not ru_maxrss: a child starts with the peak of the process it was forked from
-    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    print(int(status["VmHWM"].split()[0]) // 1024)
 """
 
 
 def test_ten_times_the_rows_take_no_more_memory(tmp_path):
-    few, many = (int(python(RANK, count, tmp_path / str(count))) for count in (600, 6000))
+    few, many = (int(python(RANK + SAY_PEAK, count, tmp_path / str(count))) for count in (600, 6000))
     assert len(load_ranked(tmp_path / "6000", "train")) == 6000
     # 5,400 rows are 20 MB as Python objects; the rest is what Arrow and SQLite keep for reuse
     assert many < few + 60, f"{few} MB for 600 rows, {many} MB for 6,000"
@@ -223,10 +209,8 @@ def test_two_processes_write_the_dataset_of_one_and_score_each_bucket_once(tmp_p
     running = []
     for rank in range(2):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-        command = [sys.executable, "-c", textwrap.dedent(PROCESS), tmp_path / "two", tmp_path / "two.sqlite"]
-        environment |= {name: str(value) for name, value in ranks.items()}
-        running.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True))
+        paths = [tmp_path / "two", tmp_path / "two.sqlite"]
+        running.append(started(PROCESS, *paths, env=ranks, stdout=subprocess.PIPE))
     counts = [int(process.communicate(timeout=200)[0]) for process in running]
     assert [process.returncode for process in running] == [0, 0] and sum(counts) == 75
     assert tree(tmp_path / "two") == tree(tmp_path / "one")
@@ -243,18 +227,16 @@ KILLED = """
 
 
 def test_kill_9_in_the_middle_costs_one_bucket_at_most_and_no_byte(tmp_path):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-    command = [sys.executable, "-c", textwrap.dedent(KILLED), tmp_path / "ds", tmp_path / "j"]
-    begun = 0
+    paths, begun = [tmp_path / "ds", tmp_path / "j"], 0
     for after in (3, 31):
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        process = started(KILLED, *paths, stdout=subprocess.PIPE)
         for _ in range(after):
             process.stdout.readline()
         process.kill()
         begun += after + len(process.stdout.read().splitlines())
         process.wait()
         assert not (tmp_path / "ds").exists()
-    begun += len(subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.split())
+    begun += len(python(KILLED, *paths).split())
     assert 75 <= begun <= 77
     rows = [{"prompt": f"Question {i}", "responses": ["one", "two " * (i % 9)]} for i in range(300)]
     whole = rank_folder(rows, HashScorer(), tmp_path / "whole", quiet(bucket_size=4, window_size=100))

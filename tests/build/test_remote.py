@@ -8,6 +8,7 @@ import threading
 
 import pytest
 from datasets import IterableDataset
+from doubles.openai_server import Habits, OpenAIServer
 from doubles.remote import CountingRemote, draw
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -15,6 +16,8 @@ from hypothesis import strategies as st
 from tuna_trl.build.journal import Journal
 from tuna_trl.build.teacher import TeacherBuildConfig, build_teacher_folder, build_teacher_ranked
 from tuna_trl.clients.base import RemoteSampler, Sample, Usage
+from tuna_trl.clients.openai_compatible import OpenAICompatibleSampler
+from tuna_trl.clients.retry import Refused
 from tuna_trl.data.hub import load_ranked
 from tuna_trl.errors import BudgetExceeded, BuildError, InputError
 
@@ -212,7 +215,22 @@ class TestFailures:
             (row,) = build(retry, prompts(1), journal=tmp_path / "j", retry_failed=True)
             assert len(retry.requests) == 1 and row["status"] == "failed"
 
-    @pytest.mark.parametrize("error", [BuildError, InputError])  # connection refused; a key that was revoked
+    def test_prompts_that_do_not_fit_the_model_are_no_dead_server_however_many(self, tmp_path):
+        rows = [{"prompt": f"too long {i}"} for i in range(40)] + prompts(2)
+        options = dict(journal=tmp_path / "j", num_responses=2, max_new_tokens=4)
+        with OpenAIServer(Habits(refuses="too")) as server:
+            built = build(OpenAICompatibleSampler("m", server.url, concurrency=1), rows, **options)
+            assert [row["status"] == "failed" for row in built] == [True] * 40 + [False] * 2
+            said = {failure for row in built[:40] for failure in row["provenance"]["failures"]}
+            assert len(said) == 1 and "maximum context length" in said.pop()
+            with Journal(tmp_path / "j") as journal:
+                assert journal.count("failure") == 80
+            sent = len(server.requests)
+            assert build(OpenAICompatibleSampler("m", server.url), rows, **options) == built
+            assert len(server.requests) == sent
+
+    # connection refused; a key that was revoked; a setting that the server does not know
+    @pytest.mark.parametrize("error", [BuildError, InputError, Refused])
     def test_a_server_that_is_down_stops_the_build_and_is_not_held_against_the_rows(self, tmp_path, error):
         def dies(number, text):
             if number >= 10:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import pytest
 from datasets import Dataset, DatasetDict, IterableDataset, load_dataset
 from doubles.samplers import SeedSampler
+from own_process import SAY_PEAK, python, started
 from ranked_rows import dataset_of, simple_row
 
 from tuna_trl.build.teacher import TeacherBuildConfig, build_teacher_folder, build_teacher_ranked
@@ -19,9 +17,6 @@ from tuna_trl.data import parquet
 from tuna_trl.data.hub import load_ranked, save_ranked, stream_ranked
 from tuna_trl.data.schema import ranked_features
 from tuna_trl.errors import BuildError, InputError, SchemaError
-
-
-TESTS = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(autouse=True)
@@ -175,12 +170,6 @@ class TestStreams:
         assert len(sampler.calls) > 0
 
 
-def python(script: str, *arguments, env=None) -> str:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])} | (env or {})
-    command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
-    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True, timeout=800).stdout
-
-
 BUILD = """
     import sys
     from datasets import IterableDataset
@@ -195,14 +184,11 @@ BUILD = """
 
     config = TeacherBuildConfig(journal=folder + ".sqlite", window_size=int(sys.argv[3]), show_progress=False)
     build_teacher_folder(IterableDataset.from_generator(rows), SeedSampler(), folder, config)
-    # not ru_maxrss: a child starts with the peak of the process it was forked from (a worker of the suite: 2,210 MB)
-    status = dict(line.split(":", 1) for line in open("/proc/self/status"))
-    print(int(status["VmHWM"].split()[0]) // 1024)
 """
 
 
 def test_ten_times_the_rows_take_no_more_memory(tmp_path):
-    few, many = (int(python(BUILD, count, tmp_path / str(count), 256)) for count in (600, 6000))
+    few, many = (int(python(BUILD + SAY_PEAK, count, tmp_path / str(count), 256)) for count in (600, 6000))
     assert len(load_ranked(tmp_path / "6000", "train")) == 6000
     # 5,400 rows are 30 MB as Python objects with all their samples; the rest is what Arrow and SQLite keep for reuse
     assert many < few + 60, f"{few} MB for 600 rows, {many} MB for 6,000"
@@ -210,7 +196,7 @@ def test_ten_times_the_rows_take_no_more_memory(tmp_path):
 
 @pytest.mark.slow
 def test_100000_rows_are_built_within_2_gb(tmp_path, capsys):
-    peak = int(python(BUILD, 100_000, tmp_path / "ds", 4096))
+    peak = int(python(BUILD + SAY_PEAK, 100_000, tmp_path / "ds", 4096))
     with capsys.disabled():
         print(f"\n100,000 rows: peak {peak} MB resident")
     assert peak < 2000
@@ -233,10 +219,8 @@ def test_two_processes_write_the_dataset_of_one(tmp_path, tiny_folder):
     for rank in range(2):
         ranks = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
         ranks |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(TESTS.parent), str(TESTS)])}
-        arguments = [tiny_folder, tmp_path / "two", tmp_path / "two.sqlite", tmp_path / f"log{rank}"]
-        command = [sys.executable, "-c", textwrap.dedent(PROCESS), *map(str, arguments)]
-        running.append(subprocess.Popen(command, env=environment | {k: str(v) for k, v in ranks.items()}))
+        paths = [tiny_folder, tmp_path / "two", tmp_path / "two.sqlite", tmp_path / f"log{rank}"]
+        running.append(started(PROCESS, *paths, env=ranks))
     assert [process.wait(200) for process in running] == [0, 0]
     assert tree(tmp_path / "two") == tree(tmp_path / "one")
     assert len(load_ranked(tmp_path / "two", "train")) == 200

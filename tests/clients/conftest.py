@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from doubles.loopback import without_proxies
 from doubles.openai_server import OpenAIServer
 
 from tuna_trl.clients import retry
@@ -16,7 +17,7 @@ def server():
 
 @pytest.fixture
 def pauses(monkeypatch):
-    """The seconds that the sampler would have slept."""
+    """The seconds that the client would have slept."""
     slept: list[float] = []
     monkeypatch.setattr(retry.time, "sleep", slept.append)
     return slept
@@ -24,8 +25,8 @@ def pauses(monkeypatch):
 
 @pytest.fixture(autouse=True)
 def _no_ambient_settings(monkeypatch):
-    for name in ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY"):
+    openai = ("OPENAI_API_KEY", "OPENAI_BASE_URL", "OPENAI_ORG_ID", "OPENAI_PROJECT_ID", "OPENAI_ADMIN_KEY")
+    anthropic = ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS")
+    for name in openai + anthropic:
         monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
+    without_proxies(monkeypatch)

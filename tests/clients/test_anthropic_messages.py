@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import threading
-import traceback
 
 import pytest
 from doubles.anthropic_server import (
@@ -20,8 +17,8 @@ from doubles.anthropic_server import (
     refusal,
     torn,
 )
+from planted import everything_logged, traceback_with_values
 
-from tuna_trl.clients import retry
 from tuna_trl.clients.anthropic_messages import AnthropicJudge
 from tuna_trl.clients.base import Judge, JudgeRequest, Usage
 from tuna_trl.clients.contextual import ContextualProtocol
@@ -40,23 +37,6 @@ VERDICT = json.dumps({"task": "closed", "A": SCORES, "B": SCORES | {"accuracy": 
 def server():
     with AnthropicServer() as server:
         yield server
-
-
-@pytest.fixture
-def pauses(monkeypatch):
-    """The seconds that the judge would have slept."""
-    slept: list[float] = []
-    monkeypatch.setattr(retry.time, "sleep", slept.append)
-    return slept
-
-
-@pytest.fixture(autouse=True)
-def _no_ambient_settings(monkeypatch):
-    for name in ("ANTHROPIC_API_KEY", "ANTHROPIC_AUTH_TOKEN", "ANTHROPIC_BASE_URL", "ANTHROPIC_CUSTOM_HEADERS"):
-        monkeypatch.delenv(name, raising=False)
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
 
 
 def judge_at(server, **options):
@@ -270,14 +250,8 @@ def test_arguments_out_of_range_are_named(options):
 
 
 def test_the_key_is_in_no_log_error_traceback_or_fingerprint(server, pauses):
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
     written = []
-    try:
+    with everything_logged() as stream:
         judge = judge_at(server, max_retries=1)
         server.script(message(VERDICT))
         written.append(repr(judge.ask([REQUEST])[0].to_json()))
@@ -286,13 +260,8 @@ def test_the_key_is_in_no_log_error_traceback_or_fingerprint(server, pauses):
             try:
                 judge.ask([REQUEST])
             except (InputError, BuildError) as caught:
-                below = caught.__traceback__.tb_next  # without this test's own frame, which holds the key
-                shown = traceback.TracebackException(type(caught), caught, below, capture_locals=True)
-                written += ["".join(shown.format()), str(caught)]
+                written += [traceback_with_values(caught), str(caught)]
         written += [repr(judge), repr(vars(judge)), repr(judge.fingerprint())]
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
     assert any("Traceback" in text for text in written) and "<key>" in "".join(written)
     assert stream.getvalue()
     assert KEY not in stream.getvalue() + "".join(written)

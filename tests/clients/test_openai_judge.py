@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import logging
 import threading
 import traceback
 
@@ -23,6 +21,7 @@ from doubles.openai_server import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
+from planted import everything_logged
 
 from tuna_trl.clients.base import Judge, JudgeRequest, Reply, Usage
 from tuna_trl.clients.contextual import ContextualProtocol
@@ -300,14 +299,10 @@ def test_a_wrong_key_is_the_users_to_mend(server):
     assert len(server.requests) == 1
 
 
-def test_the_key_is_sent_and_shown_nowhere(server, pauses, caplog, capsys):
+def test_the_key_is_sent_and_shown_nowhere(server, pauses, capsys):
     judge = judge_at(server, api_key=KEY, max_retries=1)
-    logs = io.StringIO()
-    handler = logging.StreamHandler(logs)
-    logging.getLogger().addHandler(handler)
-    caplog.set_level(logging.DEBUG)
     shown = [repr(judge), str(vars(judge)), json.dumps(judge.fingerprint())]
-    try:
+    with everything_logged() as logs:
         judge.ask([REQUEST])
         assert server.requests[0][0]["authorization"] == f"Bearer {KEY}"
         echo = f"you sent {KEY}"
@@ -319,9 +314,7 @@ def test_the_key_is_sent_and_shown_nowhere(server, pauses, caplog, capsys):
             server.clear()
         server.script(status(400, f"maximum context length, {KEY}"))
         shown.append(str(judge.ask([REQUEST])))
-    finally:
-        logging.getLogger().removeHandler(handler)
-    shown += [logs.getvalue(), caplog.text, *capsys.readouterr()]
+    shown += [logs.getvalue(), *capsys.readouterr()]
     assert KEY not in "".join(shown) and "<key>" in "".join(shown)
 
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
-import logging
 import math
 import sys
-import traceback
 
 import pytest
 from doubles.openai_server import (
@@ -16,6 +13,7 @@ from doubles.openai_server import (
     status,
     torn,
 )
+from planted import everything_logged, traceback_with_values
 
 from tuna_trl.clients.base import Sampling, Usage
 from tuna_trl.clients.openai_compatible import NO_ANTHROPIC_TEACHER, OpenAICompatibleSampler
@@ -36,14 +34,8 @@ def sampler_at(server, **options):
 
 
 def test_the_key_is_in_no_log_error_traceback_or_fingerprint(server, pauses):
-    stream = io.StringIO()
-    handler = logging.StreamHandler(stream)
-    root = logging.getLogger()
-    level = root.level
-    root.addHandler(handler)
-    root.setLevel(logging.DEBUG)
     written = []
-    try:
+    with everything_logged() as stream:
         sampler = sampler_at(server, api_key=KEY, max_retries=1)
         sampler.check(WARM, 2)
         written.append(repr(sampler.request(PROMPT, 2, PLAIN, seed=1)))
@@ -61,13 +53,8 @@ def test_the_key_is_in_no_log_error_traceback_or_fingerprint(server, pauses):
                 sampler.request(PROMPT, 1, PLAIN, seed=1)
             except (InputError, BuildError) as caught:
                 assert caught.__context__ is None
-                below = caught.__traceback__.tb_next  # without this test's own frame, which holds the key
-                shown = traceback.TracebackException(type(caught), caught, below, capture_locals=True)
-                written += ["".join(shown.format()), str(caught)]
+                written += [traceback_with_values(caught), str(caught)]
         written += [repr(sampler), repr(vars(sampler)), repr(sampler.fingerprint())]
-    finally:
-        root.removeHandler(handler)
-        root.setLevel(level)
     assert sum("Traceback" in text for text in written) == 7 and "<key>" in "".join(written)
     assert server.requests[0][0]["authorization"] == f"Bearer {KEY}"
     assert stream.getvalue()

@@ -10,27 +10,14 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from doubles.batch_shelf import BatchShelf, Kept
-
-
-@dataclass(frozen=True)
-class Canned:
-    """A response as it goes over the wire. `cut` bytes of the promised body are withheld and the connection closed."""
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    content_type: str = "application/json"
-    cut: int = 0
+from doubles.loopback import Canned, Loopback
 
 
 def message(text: str | None, *, stop_reason: str = "end_turn", thinking: bool = True, **extra: Any) -> Canned:
@@ -93,10 +80,11 @@ def plain(body: bytes) -> Canned:
     return Canned(body=body)
 
 
-class AnthropicServer:
+class AnthropicServer(Loopback):
     """The server; `requests` holds (headers, decoded body) in the order of arrival."""
 
     def __init__(self, answer: Callable[[dict[str, Any]], str] | None = None) -> None:
+        super().__init__()
         self.answer = answer
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.headers: list[dict[str, str]] = []  # of every request
@@ -104,25 +92,12 @@ class AnthropicServer:
         self.shelf = BatchShelf()
         self.batch_faults: deque[Canned] = deque()  # answers to the next requests about batches
         self._queue: deque[Canned] = deque()
-        self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
 
     def script(self, *responses: Canned) -> None:
         self._queue.extend(responses)
 
-    def __enter__(self) -> AnthropicServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def _respond(self, method: str, path: str, headers: dict[str, str], body: dict[str, Any]) -> Canned:
+    def respond(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> Canned:
+        body = json.loads(raw or b"{}")
         with self._lock:
             self.headers.append(headers)
         if path.startswith("/v1/messages/batches"):
@@ -212,48 +187,3 @@ class AnthropicServer:
         whole = b"".join(records)
         cut = 0 if tear is None else len(whole) - len(b"".join(records[:tear])) - 30
         return Canned(body=whole, content_type="application/binary", cut=max(0, cut))
-
-    def _handler(server) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's, below
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                size = int(self.headers["Content-Length"] or 0)
-                raw = self.rfile.read(size)
-                if len(raw) < size:  # who asked died while sending: nothing was asked
-                    self.close_connection = True
-                    return
-                self._serve("POST", json.loads(raw or b"{}"))
-
-            def do_GET(self) -> None:
-                self._serve("GET", {})
-
-            def _serve(self, method: str, body: dict[str, Any]) -> None:
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                canned = server._respond(method, self.path, headers, body)
-                try:
-                    self._write(canned)
-                except OSError:  # who asked is dead
-                    self.close_connection = True
-
-            def _write(self, canned: Canned) -> None:
-                self.send_response(canned.status)
-                self.send_header("Content-Type", canned.content_type)
-                self.send_header("Content-Length", str(len(canned.body)))
-                for name, value in canned.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(canned.body[: len(canned.body) - canned.cut])
-                if canned.cut:
-                    self.close_connection = True
-
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except OSError:  # the client went away
-                    self.close_connection = True
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        return Handler

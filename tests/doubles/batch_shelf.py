@@ -14,6 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from doubles.loopback import without_proxies
+from tuna_trl.build import batches
+from tuna_trl.clients import retry
+
 
 @dataclass
 class Kept:
@@ -96,3 +100,11 @@ class BatchShelf:
             fate = "canceled" if kept.canceled else self.fate(key, body, self.asked[key] - 1)
             kept.fates[key] = fate
             self.answered[key] += fate == "succeeded"
+
+
+def without_waiting(monkeypatch: Any) -> None:
+    """Ask a shelf on this machine again and again, with no proxy between and no patience."""
+    without_proxies(monkeypatch)
+    monkeypatch.setattr(retry, "pause", lambda tried, retry_after: 0.001)
+    monkeypatch.setattr(batches, "pause", lambda tried, retry_after: 0.001)
+    monkeypatch.setattr(batches, "SETTLE", 0.1)

@@ -16,18 +16,20 @@ import hashlib
 import json
 import os
 import re
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from doubles.loopback import Canned as Answer
+from doubles.loopback import Loopback
 
 
 _LARGE = (".safetensors", ".bin", ".parquet", ".pt", ".gguf", ".arrow")
 _API = r"/api/(?P<kind>model|dataset)s/(?P<id>[^/]+/[^/]+)"
 _GIT = r"/(?P<kind>datasets/)?(?P<id>[^/]+/[^/]+)"
+_BINARY = "application/octet-stream"
 _TAIL = r"(?:/(?P<path>.*))?"
 
 
@@ -57,45 +59,26 @@ class Repo:
         return None
 
 
-@dataclass(frozen=True)
-class Answer:
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-
-
 def answer(value: Any, status: int = 200) -> Answer:
-    return Answer(status, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    return Answer(status, json.dumps(value).encode())
 
 
 def error(status: int, code: str, text: str) -> Answer:
-    known = {"X-Error-Code": code, "X-Error-Message": text, "Content-Type": "application/json"}
+    known = {"X-Error-Code": code, "X-Error-Message": text}
     return Answer(status, json.dumps({"error": text}).encode(), known)
 
 
-class HubServer:
+class HubServer(Loopback):
     """The server; `token` is the only one that may write."""
 
     def __init__(self, token: str = "hf_loopbackLoopbackLoopback") -> None:
+        super().__init__()
         self.token = token
         self.repos: dict[tuple[str, str], Repo] = {}
         self.requests: list[tuple[str, str]] = []
         self.log: list[str] = []
         self.before_commit: Callable[[Repo], Answer | None] | None = None
         self._blobs: dict[str, bytes] = {}
-        self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
-
-    def __enter__(self) -> HubServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
 
     def environment(self, cache: Path | str, *, token: bool = True) -> dict[str, str]:
         """The environment of a client: this Hub alone, a cache of its own, no Xet (a 404 of its token route fails a
@@ -111,16 +94,19 @@ class HubServer:
 
     # ---- Answers, one a route ----
 
-    def respond(self, method: str, target: str, headers: Any, body: bytes) -> Answer:
-        url = urlsplit(target)
+    def respond(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> Answer:
+        method, url = "GET" if method == "HEAD" else method, urlsplit(path)
         with self._lock:
             self.requests.append((method, url.path))
             for wanted, pattern, handle, writes in _ROUTES:
                 if method == wanted and (match := re.fullmatch(pattern, unquote(url.path))):
-                    if writes and headers.get("Authorization") != f"Bearer {self.token}":
+                    if writes and headers.get("authorization") != f"Bearer {self.token}":
                         return error(401, "Unauthorized", "Invalid username or password.")
-                    return handle(self, match.groupdict(), {"query": parse_qs(url.query), "headers": headers}, body)
+                    return handle(self, match.groupdict(), {"query": parse_qs(url.query), "headers": headers}, raw)
         return error(404, "NotFound", "no such page")
+
+    def logged(self, line: str) -> None:
+        self.log.append(line)
 
     def _whoami(self, found: dict, request: dict, body: bytes) -> Answer:
         return answer({"type": "user", "id": "1", "name": "tester", "fullname": "Tester", "orgs": []})
@@ -151,7 +137,7 @@ class HubServer:
         if isinstance(at, Answer):
             return at
         repo, sha, files = at
-        if repo.private and request["headers"].get("Authorization") != f"Bearer {self.token}":
+        if repo.private and request["headers"].get("authorization") != f"Bearer {self.token}":
             return error(401, "RepoNotFound", "Repository not found")
         siblings = [{"rfilename": name, "size": len(data)} for name, data in sorted(files.items())]
         known = {"_id": "1", "id": found["id"], "author": found["id"].split("/")[0], "sha": sha, "siblings": siblings}
@@ -283,13 +269,13 @@ class HubServer:
             return Answer(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
         data = files[name]
         entry = _entry(repo, name, data)
-        known = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes", "Content-Type": "application/octet-stream"}
+        known = {"X-Repo-Commit": sha, "Accept-Ranges": "bytes"}
         known["ETag"] = f'"{entry.get("lfs", entry)["oid"]}"'
-        if span := re.fullmatch(r"bytes=(\d+)-(\d*)", request["headers"].get("Range") or ""):
+        if span := re.fullmatch(r"bytes=(\d+)-(\d*)", request["headers"].get("range") or ""):
             first, last = int(span[1]), int(span[2] or len(data) - 1)
             known["Content-Range"] = f"bytes {first}-{min(last, len(data) - 1)}/{len(data)}"
-            return Answer(206, data[first : last + 1], known)
-        return Answer(200, data, known)
+            return Answer(206, data[first : last + 1], known, _BINARY)
+        return Answer(200, data, known, _BINARY)
 
 
 def _entry(repo: Repo, name: str, data: bytes) -> dict[str, Any]:
@@ -317,37 +303,3 @@ _ROUTES: list[tuple[str, str, Callable[..., Answer], bool]] = [
     ("POST", r"/lfs-verify", HubServer._verify, True),
     ("GET", _GIT + r"/resolve/(?P<revision>[^/]+)" + _TAIL, HubServer._resolve, False),
 ]
-
-
-def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def _serve(self) -> None:
-            reply = hub.respond(
-                "GET" if self.command == "HEAD" else self.command, self.path, self.headers, self._body()
-            )
-            self.send_response(reply.status)
-            for name, value in reply.headers.items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(reply.body)))
-            self.end_headers()
-            if self.command != "HEAD":
-                self.wfile.write(reply.body)
-
-        def _body(self) -> bytes:
-            if self.headers.get("Transfer-Encoding", "").lower() != "chunked":
-                return self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            parts = []
-            while size := int(self.rfile.readline().split(b";")[0], 16):
-                parts.append(self.rfile.read(size))
-                self.rfile.readline()
-            self.rfile.readline()
-            return b"".join(parts)
-
-        do_GET = do_HEAD = do_POST = do_PUT = _serve
-
-        def log_message(self, format: str, *args: Any) -> None:
-            hub.log.append(format % args)
-
-    return Handler

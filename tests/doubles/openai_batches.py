@@ -4,42 +4,31 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections import deque
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from doubles.batch_shelf import BatchShelf, Kept
-from doubles.openai_server import Canned, status
+from doubles.loopback import Canned, Loopback
+from doubles.openai_server import status
 
 
-class OpenAIBatchServer:
+class OpenAIBatchServer(Loopback):
     """The server. `refuses` says why a whole batch fails validation; `faults` are answers to the next requests."""
 
+    root = "/v1"
+
     def __init__(self, answer: Callable[[dict[str, Any]], str]) -> None:
+        super().__init__()
         self.answer = answer
         self.shelf = BatchShelf()
         self.files: dict[str, bytes] = {}
         self.headers: list[dict[str, str]] = []
         self.refuses: Callable[[Kept], str | None] = lambda kept: None
         self.faults: deque[Canned] = deque()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
-    def __enter__(self) -> OpenAIBatchServer:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
-
-    def _respond(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> Canned:
+    def respond(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> Canned:
         self.headers.append(headers)
         if self.faults:
             return self.faults.popleft()
@@ -128,38 +117,6 @@ class OpenAIBatchServer:
             response = {"status_code": code, "request_id": "r", "body": {"error": {"message": "no", "type": "x"}}}
         line = {"id": f"r-{key}", "custom_id": key, "response": response, "error": error}
         return json.dumps(line, ensure_ascii=False).encode()
-
-    def _handler(server) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's, below
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                self._serve("POST", self.rfile.read(int(self.headers["Content-Length"] or 0)))
-
-            def do_GET(self) -> None:
-                self._serve("GET", b"")
-
-            def _serve(self, method: str, raw: bytes) -> None:
-                headers = {name.lower(): value for name, value in self.headers.items()}
-                canned = server._respond(method, self.path, headers, raw)
-                self.send_response(canned.status)
-                self.send_header("Content-Type", canned.content_type)
-                self.send_header("Content-Length", str(len(canned.body)))
-                self.end_headers()
-                self.wfile.write(canned.body[: len(canned.body) - canned.cut])
-                if canned.cut:
-                    self.close_connection = True
-
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except OSError:  # the client went away
-                    self.close_connection = True
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        return Handler
 
 
 def _json(record: dict[str, Any]) -> Canned:

@@ -13,33 +13,18 @@ import json
 import math
 import random
 import re
-import socket
-import struct
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from dataclasses import dataclass
 from typing import Any
+
+from doubles.loopback import Canned, Loopback
 
 
 END = "<|im_end|>"
 WORDS = (" red", " blue", " green", " grey", " é", " 🙂", "\n", END)
 LOGITS = (2.0, 1.0, 0.5, 0.0, -0.5, -1.0, -1.5, 0.8)
-
-
-@dataclass(frozen=True)
-class Canned:
-    """A response as it goes over the wire.
-
-    `cut` bytes of the promised body are withheld and the connection closed; status 0 resets it without an answer.
-    """
-
-    status: int = 200
-    body: bytes = b""
-    headers: dict[str, str] = field(default_factory=dict)
-    content_type: str = "application/json"
-    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -230,21 +215,19 @@ def _log_softmax(logits: Sequence[float]) -> list[float]:
     return [logit - total for logit in logits]
 
 
-class OpenAIServer:
+class OpenAIServer(Loopback):
     """The server; `requests` holds (headers, decoded body) in the order of arrival, `busiest` the most in flight."""
 
+    root = "/v1"
+
     def __init__(self, habits: Habits | None = None, *, hold: threading.Event | None = None) -> None:
+        super().__init__()
         self.habits = habits or Habits()
         self.requests: list[tuple[dict[str, str], dict[str, Any]]] = []
         self.busiest = 0
         self.hold = hold  # requests wait for it before they are answered
         self._in_flight = 0
         self._queue: deque[Canned] = deque()
-        self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
     def script(self, *responses: Canned) -> None:
         self._queue.extend(responses)
@@ -257,18 +240,13 @@ class OpenAIServer:
     def bodies(self) -> list[dict[str, Any]]:
         return [body for _, body in self.requests]
 
-    def __enter__(self) -> OpenAIServer:
-        self._thread.start()
-        return self
-
     def __exit__(self, *exc: object) -> None:
         if self.hold is not None:
             self.hold.set()
-        self._server.shutdown()
-        self._thread.join()
-        self._server.server_close()
+        super().__exit__(*exc)
 
-    def _respond(self, headers: dict[str, str], body: dict[str, Any]) -> Canned:
+    def respond(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> Canned:
+        body = json.loads(raw)
         with self._lock:
             self.requests.append((headers, body))
             self._in_flight += 1
@@ -277,48 +255,8 @@ class OpenAIServer:
         try:
             if self.hold is not None:
                 self.hold.wait(30)
-            return canned or answer(body, self.habits)
+            canned = canned or answer(body, self.habits)
+            return canned if path == "/v1/chat/completions" else status(404, path)
         finally:
             with self._lock:
                 self._in_flight -= 1
-
-    def _handler(server) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's, below
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                canned = server._respond({k.lower(): v for k, v in self.headers.items()}, body)
-                if self.path != "/v1/chat/completions":
-                    canned = status(404, self.path)
-                if canned.status == 0:  # linger of 0 s: close sends a reset
-                    self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    self.connection.close()
-                    self.close_connection = True
-                    return
-                self.send_response(canned.status)
-                self.send_header("Content-Type", canned.content_type)
-                self.send_header("Content-Length", str(len(canned.body)))
-                for name, value in canned.headers.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(canned.body[: len(canned.body) - canned.cut])
-                if canned.cut:
-                    self.close_connection = True
-
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except (OSError, ValueError):  # the client went away, or we did
-                    pass
-
-            def finish(self) -> None:
-                try:
-                    super().finish()
-                except (OSError, ValueError):
-                    pass
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        return Handler

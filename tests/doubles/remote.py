@@ -9,9 +9,9 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from http.client import HTTPConnection
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
+from doubles.loopback import Canned, Loopback
 from tuna_trl.clients.base import Sample, Usage
 
 
@@ -113,41 +113,25 @@ class LoopbackRemote:
         return 0.0
 
 
-class CountingServer:
-    """Answers `[text, seed]` with a sample, after `delay` seconds; `asked` counts what was asked."""
+class CountingServer(Loopback):
+    """Answers `[text, seed]` with a sample, after `delay` seconds; `asked` counts what was asked. Serves at once."""
 
     def __init__(self, delay: float = 0.0) -> None:
+        super().__init__()
         self.asked: Counter[tuple[str, int]] = Counter()
-        self.lock = lock = threading.Lock()
-        asked = self.asked
+        self.delay, self.lock = delay, threading.Lock()
+        self.__enter__()
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                text, seed = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with lock:
-                    asked[text, seed] += 1
-                time.sleep(delay)
-                body = json.dumps(draw(text, seed, 0).to_json()).encode()
-                try:
-                    self.send_response(200)
-                    self.send_header("Content-Length", str(len(body)))
-                    self.end_headers()
-                    self.wfile.write(body)
-                except OSError:  # who asked is dead
-                    self.close_connection = True
-
-            def log_message(self, *args):
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.daemon_threads = True
-        self.port = self._server.server_address[1]
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+    def respond(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> Canned:
+        text, seed = json.loads(raw)
+        with self.lock:
+            self.asked[text, seed] += 1
+        time.sleep(self.delay)
+        return Canned(body=json.dumps(draw(text, seed, 0).to_json()).encode())
 
     def total(self) -> int:
         with self.lock:
             return self.asked.total()
 
     def close(self) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+        self.__exit__()

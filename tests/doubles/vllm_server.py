@@ -3,36 +3,33 @@
 from __future__ import annotations
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import torch
 
+from doubles.loopback import Canned, Loopback
 
-class VllmLike:
+
+class VllmLike(Loopback):
     """`with VllmLike(model, tokenizer) as server:` serves on a free port of 127.0.0.1.
 
     Args:
         shift: added to the log-prob of every prompt token, as a server with other weights or a wrong place would.
     """
 
+    root = "/v1"
+
     def __init__(self, model: Any, tokenizer: Any, end: str = "<|im_end|>", shift: float = 0.0) -> None:
+        super().__init__()
         self.model, self.tokenizer, self.shift = model, tokenizer, shift
         self.end = tokenizer.convert_tokens_to_ids(end)
         self.requests: list[dict[str, Any]] = []
-        self._lock = threading.Lock()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self._server.server_port}/v1"
 
-    def __enter__(self) -> VllmLike:
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._server.shutdown()
-        self._server.server_close()
+    def respond(self, method: str, path: str, headers: dict[str, str], raw: bytes) -> Canned:
+        body = json.loads(raw)
+        with self._lock:
+            self.requests.append(body)
+            return Canned(body=json.dumps(self.answer(body)).encode())
 
     @torch.no_grad()
     def answer(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -70,21 +67,3 @@ class VllmLike:
 
     def _piece(self, token: int) -> str:
         return self.tokenizer.decode([token])
-
-    def _handler(server) -> type[BaseHTTPRequestHandler]:  # noqa: N805 - `self` is the handler's, below
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                with server._lock:
-                    server.requests.append(body)
-                    reply = json.dumps(server.answer(body)).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(reply)))
-                self.end_headers()
-                self.wfile.write(reply)
-
-            def log_message(self, *args: object) -> None:
-                pass
-
-        return Handler

@@ -64,8 +64,16 @@ class Agreement:
 
 @dataclass(frozen=True)
 class BiasReport:
-    """All of it. `self_preference` has an entry where such responses stand beside others: `answer` (the judge's own
-    answer of the same request), `model` (by the judge's model), `family` (by a model of its family)."""
+    """All of it.
+
+    Args:
+        judges: who judged.
+        position: what the place of a response did.
+        length: what its length did.
+        self_preference: has an entry where such responses stand beside others: `answer` (the judge's own answer of
+            the same request), `model` (by the judge's model), `family` (by a model of its family).
+        agreement: of the repeats with each other.
+    """
 
     judges: tuple[str, ...]
     position: PositionBias

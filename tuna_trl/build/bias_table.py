@@ -18,7 +18,11 @@ _OWN = {
 
 
 def bias_table(report: BiasReport) -> str:
-    """One line a figure, in four groups; intervals are 95 %, over rows."""
+    """One line a figure, in four groups; intervals are 95 %, over rows.
+
+    Args:
+        report: see [`bias_report`].
+    """
     lines = [*_position(report), *_length(report), *_kinship(report), *_agreement(report)]
     return "\n".join(f"{name:<16} {text}".rstrip() for name, text in lines)
 

@@ -22,7 +22,7 @@ from .journal import Journal
 from .processes import Share
 from .progress import progress
 from .remote import Asking
-from .sampling import Windows
+from .sampling import SampleWindows
 from .teacher import TeacherBuild, TeacherBuildConfig
 
 
@@ -101,7 +101,7 @@ def _local(build: TeacherBuild, journal: Journal) -> DryRun:
     lengths: list[int] = []
     pace: list[float] = []  # seconds a prompt, of each bucket that was probed
     for split, rows in build.prompts.items():
-        windows = Windows(build.teacher, build.ask, journal, _response_lengths, _never, False, split, Share())
+        windows = SampleWindows(build.teacher, build.ask, journal, _response_lengths, _never, False, split, Share())
         source = iter(read_items(rows, limit=config.limit))
         while items := list(islice(source, config.window_size)):
             due, result = windows.survey(items)
@@ -111,7 +111,7 @@ def _local(build: TeacherBuild, journal: Journal) -> DryRun:
                 with progress("Probing", len(chosen), show=config.show_progress) as advance:
                     for bucket in chosen:
                         began = time.perf_counter()
-                        windows.draw_bucket(bucket, items, result)
+                        windows.work_on(bucket, items, result)
                         pace.append((time.perf_counter() - began) / len(bucket.places))
                         advance(1)
                 due = [bucket for bucket in due if bucket not in chosen]

@@ -139,6 +139,8 @@ def judge_builds(
 ) -> tuple[DatasetDict, DatasetDict]:
     """As [`build_judge_ranked`], with the judgments: one row a reply, from which every rank can be computed again.
 
+    Args: as [`build_judge_ranked`].
+
     Returns:
         (ranked rows, judgments), both with the splits of `prompts`. A row that could not be judged keeps its
         responses, with neither rank nor score, and says why in `status`; a row of which only some repeats (or some

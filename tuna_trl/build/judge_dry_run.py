@@ -29,7 +29,7 @@ from .judging import Question, ask_all
 from .processes import Share
 from .progress import progress
 from .questions import KIND
-from .sampling import WINDOW, Ask, Diversity, Windows
+from .sampling import WINDOW, Ask, Diversity, SampleWindows
 
 
 _PROBE = 20  # prompts that the student draws
@@ -42,16 +42,27 @@ _BYTES_PER_TOKEN = (6.0, 4.0, 1.0)  # of a request: low, expected, high count of
 class JudgeDryRun:
     """What is left to do. Tokens and money are those of the judge, for what the journal does not hold yet.
 
-    `questions`: requests left, high where no two responses of a row are equal. `sampling_seconds` and
-    `judging_seconds` are None where nothing was probed, `cost` and `batch_cost` (USD) where a price is not known, or
-    for `batch_cost` where the judge has no batches: unknown, never 0.
+    Args:
+        student: whose responses.
+        judge: its name.
+        rows: of all splits.
+        drawn: rows whose responses are in the journal.
+        answered: questions whose reply is in the journal.
+        questions: requests left, high where no two responses of a row are equal.
+        input_tokens: of these requests.
+        output_tokens: of their replies; None where neither replies nor the judge's limit tell.
+        sampling_seconds, judging_seconds: None where nothing was probed.
+        cost: USD, without batches; None where a price is not known: unknown, never 0.
+        batch_cost: USD, in batches; None also where the judge has none.
+        has_batches: whether it has.
+        notes: sentences on what the figures rest on.
     """
 
     student: str
     judge: str
     rows: int
-    drawn: int  # rows whose responses are in the journal
-    answered: int  # questions whose reply is in the journal
+    drawn: int
+    answered: int
     questions: Range
     input_tokens: Range
     output_tokens: Range | None
@@ -138,7 +149,7 @@ class _Survey:
     def read(self, split: str, rows: Any) -> None:
         """The rows of one split, window by window, as the build cuts them."""
         config = self.config
-        windows = Windows(self.student, _ask(config), self.journal, _whole, _never, False, "train", Share())
+        windows = SampleWindows(self.student, _ask(config), self.journal, _whole, _never, False, "train", Share())
         source = iter(read_items(rows, limit=config.limit))
         self.has_replies = self.journal.count(KIND) > 0
         place = 0
@@ -154,20 +165,20 @@ class _Survey:
             self.undrawn += sum(drawn is None for drawn in result)
             place += len(items)
 
-    def _rest(self, windows: Windows, bucket: Any, items: list[PromptItem], result: list[Any]) -> int:
+    def _rest(self, windows: SampleWindows, bucket: Any, items: list[PromptItem], result: list[Any]) -> int:
         """Take what a build with other neighbours (a shorter one, say) has drawn of a bucket; how much is left."""
         begun = windows.begun(bucket, items)
         for i, entry in zip(bucket.places, begun.entries, strict=True):
             result[i] = None if entry is None else drawn_from(items[i], entry)
         return len(begun.rest)
 
-    def _probe(self, windows: Windows, due: list[Any], items: list[Any], result: list[Any]) -> None:
+    def _probe(self, windows: SampleWindows, due: list[Any], items: list[Any], result: list[Any]) -> None:
         count = min(math.ceil(_PROBE / self.config.bucket_size), len(due))
         chosen = [due[(2 * k + 1) * len(due) // (2 * count)] for k in range(count)]  # evenly over lengths
         with progress("Probing the student", len(chosen), show=self.config.show_progress) as advance:
             for bucket in chosen:
                 began = time.perf_counter()
-                windows.draw_bucket(bucket, items, result)
+                windows.work_on(bucket, items, result)
                 self.sampling.append((time.perf_counter() - began) / len(bucket.places))
                 advance(1)
 

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 
 from ..clients.base import BatchTransport, Judge, Reply
 from ..errors import BudgetExceeded, BuildError, InputError
+from .asking import saying_what_is_kept
 from .batches import BatchAsking
 from .cost import Budget
 from .journal import Journal
@@ -76,22 +77,18 @@ def ask_all(
     before = journal.sent_again()
     note = f"{answered(questions)} of {len(questions)} judgments were already in the journal"
     single = _Single(desk)
+    kept = f"of {len(questions)} judgments"
     try:
-        if batch is not None:
-            probing = f"{judge.name} judges one question by itself, before the batches"
-            asking = BatchAsking(desk, batch, single=lambda one: single.run([one], probing), poll=poll)
-            asking.run(questions, note)
-        else:
-            _refuse_batched(due, desk)
-            single.run(due, f"{judge.name} judges", note)
-            while due := [question for question in due if desk.look(question)]:
-                single.run(due, f"{judge.name} judges again what was malformed or cut")
-    except (BudgetExceeded, BuildError) as error:
-        way_out = "Raise max_cost and run" if isinstance(error, BudgetExceeded) else "Run"
-        raise type(error)(
-            f"{error} {answered(questions)} of {len(questions)} judgments are in the journal {journal.path}. "
-            f"{way_out} the same build again to go on: nothing received is asked for twice."
-        ) from None
+        with saying_what_is_kept(journal, lambda: f"{answered(questions)} {kept}"):
+            if batch is not None:
+                probing = f"{judge.name} judges one question by itself, before the batches"
+                asking = BatchAsking(desk, batch, single=lambda one: single.run([one], probing), poll=poll)
+                asking.run(questions, note)
+            else:
+                _refuse_batched(due, desk)
+                single.run(due, f"{judge.name} judges", note)
+                while due := [question for question in due if desk.look(question)]:
+                    single.run(due, f"{judge.name} judges again what was malformed or cut")
     finally:
         again = journal.sent_again() - before
         if show_progress:

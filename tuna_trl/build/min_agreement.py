@@ -15,10 +15,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Filtered:
-    """What the filter did. `below`: rows whose W is below the least; `undefined`: rows that were judged more than once
-    and still have no W (fewer than two readable repeats, or repeats that tie everything), which counts as below;
-    `unmeasured`: rows judged once, or with nothing to compare, which are kept; `not_ranked`: rows without any rank,
-    which are left as they are."""
+    """What the filter did.
+
+    Args:
+        min_agreement: the least W.
+        rows: of all splits.
+        kept: rows left as they are, those that are unmeasured or not ranked among them.
+        below: rows whose W is below the least.
+        undefined: rows that were judged more than once and still have no W (fewer than two readable repeats, or
+            repeats that tie everything), which counts as below.
+        unmeasured: rows judged once, or with nothing to compare, which are kept.
+        not_ranked: rows without any rank, which are left as they are.
+        marked: rows below have the status `inconsistent`; else they are left out.
+    """
 
     min_agreement: float
     rows: int

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from ..clients.base import BatchTransport, Judge, JudgeRequest, Reply, Verdict
+from ..clients.too_long import TOO_LONG
 from ..data.schema import digest
 from ..errors import InputError
 from .cost import Budget
@@ -74,7 +75,7 @@ class Question:
         statuses = [answer.verdict.status for answer in self.answers]
         if statuses[-1] == "malformed":
             return statuses.count("malformed") <= max_malformed
-        if self.answers[-1].reply.stop_reason == "model_context_window_exceeded":
+        if self.answers[-1].reply.stop_reason == TOO_LONG:
             return False  # the question itself does not fit: room for the reply changes nothing
         return statuses[-1] == "truncated" and gives_room and statuses.count("truncated") == 1
 

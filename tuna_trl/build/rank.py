@@ -101,6 +101,8 @@ def rank_by_teacher(
 ) -> DatasetDict:
     """[`rank_given`] under a loaded causal language model.
 
+    Args: as [`rank_given`], and
+
     Args:
         model: it is taught to score ([`tuna_trl.scoring.install`]).
         tokenizer: with a chat template.

@@ -68,7 +68,7 @@ def _local(splits: Any, teacher: Any, config: RankConfig, journal: Journal) -> D
                 probed = due.pop(len(due) // 2)
                 with progress("Probing", 1, show=config.show_progress) as advance:
                     began = time.perf_counter()
-                    windows.score(probed, window, result)
+                    windows.work_on(probed, window, result)
                     pace = (time.perf_counter() - began) / max(1, sum(_bytes(window[i]) for i in probed.places))
                     advance(1)
             left = [window[i] for bucket in due for i in bucket.places]

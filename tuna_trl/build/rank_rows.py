@@ -91,7 +91,11 @@ def count_unranked(dataset: Mapping[str, Iterable[Mapping[str, Any]]]) -> Counte
 
 
 def describe_unranked(dataset: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
-    """One line: how many responses have no rank, and why; empty if all have one."""
+    """One line: how many responses have no rank, and why; empty if all have one.
+
+    Args:
+        dataset: ranked rows by split.
+    """
     counts = count_unranked(dataset)
     return said_unranked(counts, sum(row["num_responses"] for rows in dataset.values() for row in rows))
 

@@ -21,7 +21,7 @@ from .journal import Journal
 from .processes import Share
 from .progress import progress
 from .ray_cluster import WINDOWS, OnRay
-from .sampling import Begun, Windows
+from .sampling import Begun, SampleWindows
 
 
 class RaySampler(OnRay):
@@ -53,7 +53,7 @@ class RaySampler(OnRay):
         Raises:
             BuildError: an actor failed, or the cluster did.
         """
-        windows = Windows(self, ask, journal, lambda drawn: None, lambda drawn: False, False, split, Share())
+        windows = SampleWindows(self, ask, journal, lambda drawn: None, lambda drawn: False, False, split, Share())
         source = iter(items)
         while due := list(self._due(source, windows, window_size)):
             open_buckets = {begun.key: begun for begun in due if begun.rest}
@@ -62,16 +62,16 @@ class RaySampler(OnRay):
                 try:
                     for begun in due:
                         if not begun.rest:
-                            _keep(begun, journal)
+                            begun.keep(journal)
                     for key, record in self._run(list(open_buckets.values()), ask):
                         begun = open_buckets.pop(key)
                         begun.fill(record)
-                        _keep(begun, journal)
+                        begun.keep(journal)
                         advance(1)
                 finally:
                     journal.release(list(open_buckets))
 
-    def _due(self, source: Iterator[PromptItem], windows: Windows, size: int) -> Iterator[Begun]:
+    def _due(self, source: Iterator[PromptItem], windows: SampleWindows, size: int) -> Iterator[Begun]:
         """The buckets of the next windows that nobody has drawn or is drawing; passes windows without any."""
         seen = 0
         while seen < WINDOWS and (items := list(islice(source, size))):
@@ -103,7 +103,3 @@ class _Worker:
             items = [PromptItem(**item) for item in json.loads(text)]
             records.append(canonical_json(draw_bucket(items, self.sampler, self.ask, self.judge)))
         return {"key": list(batch["key"]), "record": records}
-
-
-def _keep(begun: Begun, journal: Journal) -> None:
-    journal.put(begun.key, {"prompts": begun.entries}, kind="samples", places=begun.keys)

@@ -8,8 +8,6 @@ samplers by their protocol, and neither ranks nor datasets.
 from __future__ import annotations
 
 import math
-import re
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -21,8 +19,10 @@ from operator import add
 from typing import Any, TypeVar
 
 from ..clients.base import RemoteSampler, Sample, Usage
+from ..clients.retry import Refused
 from ..data.schema import digest
-from ..errors import BudgetExceeded, BuildError, InputError
+from ..errors import BuildError, InputError
+from .asking import Asker, Stopped, saying_what_is_kept
 from .buckets import Ask, Drawn, sample_from_json, sample_seed, sample_to_json
 from .cost import Budget
 from .items import PromptItem
@@ -51,7 +51,7 @@ def ask_each(
 
     A request that fails after the sampler's own retries fails its row (`Drawn.failures` says why) and is not sent
     again by the next run, unless `retry`. When nothing but failures comes back, the server is taken to be down: the
-    build stops, and those failures are forgotten.
+    build stops, and those failures are forgotten. Prompts that do not fit the model are no such failures.
 
     Args:
         ask: `bucket_size` and `diversity` are not used.
@@ -67,16 +67,10 @@ def ask_each(
     asking = Asking(sampler, ask, journal, budget, finish, failed, retry)
     title = f"Sampling from {sampler.name}"
     with progress(title, total, unit="prompts", closing=asking.said, show=show_progress) as advance:
-        try:
+        with saying_what_is_kept(journal, lambda: f"{asking.known + asking.received} samples"):
             for result in asking.each(items):
                 advance(1)
                 yield result
-        except (BudgetExceeded, BuildError) as error:
-            way_out = "Raise max_cost and run" if isinstance(error, BudgetExceeded) else "Run"
-            raise type(error)(
-                f"{error} {asking.known + asking.received} samples are in the journal {journal.path}. "
-                f"{way_out} the same build again to go on: nothing received is asked for twice."
-            ) from error
 
 
 def check_spending(sampler: RemoteSampler, max_cost: float | None, journal: Any) -> None:
@@ -133,8 +127,11 @@ class _Pending:
         return digest([self.base, sample, retry])
 
 
-class Asking:
+class Asking(Asker):
     """Sends requests, `sampler.concurrency` at once, and puts what came back in order."""
+
+    unit = "samples"
+    lost = "samples failed"
 
     def __init__(
         self,
@@ -146,49 +143,24 @@ class Asking:
         failed: Callable[[Drawn], bool],
         retry: bool,
     ) -> None:
-        self.sampler, self.ask, self.journal, self.budget = sampler, ask, journal, budget
+        super().__init__(journal, budget, sampler.concurrency)
+        self.sampler, self.ask = sampler, ask
         self.finish, self.failed, self.retry = finish, failed, retry
         self.fingerprint = digest(["reply", sampler.fingerprint(), asdict(ask.sampling), ask.seed])
         self.per_request: int | None = None  # samples; found out when the first request is due
-        self.known = self.received = self.failures = 0
-        self._lock = threading.Lock()
-        self._stopping = threading.Event()
-        self._error: BaseException | None = None
-        # Failures since the last success: not journalled yet, in case the server is down. Key -> reason.
-        self._streak: dict[str, str] = {}
-        self._requests_failed, self._down = 0, False
-        self._most_failures = max(16, 4 * sampler.concurrency)  # in a row: a dead server, a revoked key, a quota
-
-    def said(self) -> str:
-        """What is said at the end."""
-        words = f"{self.known} of {self.known + self.received} samples were already in the journal"
-        if again := self.journal.sent_again():
-            words += f"; {again} requests were in flight when an earlier run ended and were sent again"
-        return words + (f"; {self.failures} samples failed" if self.failures else "")
 
     def each(self, items: Iterable[PromptItem]) -> Iterator[Any]:
         """Results in the order of `items`; at most `ahead` prompts are on their way at once."""
-        self.budget.share(self.journal)
-        ahead = max(64, 8 * self.sampler.concurrency)
         pending: deque[_Pending] = deque()
-        with ThreadPoolExecutor(max(1, self.sampler.concurrency), thread_name_prefix="sampler") as pool:
-            try:
-                for item in items:
-                    pending.append(self.begin(item))
-                    self._step(pending[-1], pool, wait=False)
-                    while pending and self._step(pending[0], pool, wait=len(pending) >= ahead):
-                        yield self.finish(pending.popleft().drawn)
-                while pending:
-                    self._step(pending[0], pool, wait=True)
+        with self.pool("sampler") as pool:
+            for item in items:
+                pending.append(self.begin(item))
+                self._step(pending[-1], pool, wait=False)
+                while pending and self._step(pending[0], pool, wait=len(pending) >= self.ahead):
                     yield self.finish(pending.popleft().drawn)
-                self._keep_failures()
-            except BaseException:
-                self._stopping.set()  # leaving the pool waits for what is in flight; what is queued sees the flag
-                raise
-            finally:
-                pool.shutdown(wait=True)
-                if self._streak:  # the server may be down: these are asked again
-                    self.journal.release(list(self._streak))
+            while pending:
+                self._step(pending[0], pool, wait=True)
+                yield self.finish(pending.popleft().drawn)
 
     def begin(self, item: PromptItem) -> _Pending:
         """A prompt with what the journal holds of it."""
@@ -208,7 +180,7 @@ class Asking:
                 outcomes = {future.result() for future in pending.futures}
                 pending.futures = []
                 if "stopped" in outcomes:
-                    raise self._error or BuildError("The build was stopped.")
+                    raise Stopped
                 if outcomes == {"taken"} and not self._look(pending):
                     if not wait:  # another process is asking
                         return False
@@ -242,12 +214,12 @@ class Asking:
         while True:
             for s, record in enumerate(pending.records):
                 if record is None:
-                    pending.records[s] = self._record(pending.key(s, pending.retries[s]))
+                    pending.records[s] = self.streak.record(pending.key(s, pending.retries[s]))
             if missing := [(s, pending.retries[s]) for s, record in enumerate(pending.records) if record is None]:
                 return missing
             drawn = self._drawn(pending)
             bad = [s for s, record in enumerate(pending.records) if not _sound(record)] if self.failed(drawn) else []
-            newer = {s: self._record(pending.key(s, pending.retries[s] + 1)) for s in bad}
+            newer = {s: self.streak.record(pending.key(s, pending.retries[s] + 1)) for s in bad}
             found = {s: record for s, record in newer.items() if record is not None}
             if not found and (pending.fresh or not self.retry or not bad):
                 pending.drawn = drawn
@@ -258,11 +230,6 @@ class Asking:
             for s in found or bad:
                 pending.retries[s] += 1
                 pending.records[s] = found.get(s)
-
-    def _record(self, key: str) -> dict[str, Any] | None:
-        with self._lock:
-            reason = self._streak.get(key)
-        return {"failure": reason} if reason is not None else self.journal.get(key)
 
     def _drawn(self, pending: _Pending) -> Drawn:
         records = pending.records
@@ -283,8 +250,7 @@ class Asking:
                 claim = None if self._stopping.is_set() else self.journal.claim(keys)
                 if claim is None or claim.state != "mine":
                     return "stopped" if claim is None else claim.state
-                with self._lock:
-                    doubted = bool(self._streak)
+                doubted = bool(self.streak)
                 sample, retry = places[0]
                 seed = sample_seed(self.ask.seed, pending.item, 1 + 1000 * retry, sample)
                 try:
@@ -293,19 +259,19 @@ class Asking:
                         asked = f"{self.sampler.name} was asked for {len(places)} samples and returned {len(samples)}."
                         raise BuildError(asked)
                 except (BuildError, InputError) as error:
-                    self._fail(keys, error)
+                    lives = isinstance(error, Refused) and error.too_long
+                    self.streak.fail(keys, error, of_the_row=lives)
                 else:
+                    lives = True
                     self._keep(keys, samples, worst)
-                    # A reply to what was sent before the first failure does not say that the server still lives.
-                    if doubted:
-                        self._keep_failures()
+                # A reply to what was sent before the first failure does not say that the server still lives.
+                if lives and doubted:
+                    self.streak.end()
             finally:
                 self.budget.observe(self.journal.spent())
                 self.budget.settle(worst, 0.0)  # what it cost is in the journal's sum
         except BaseException as error:
-            with self._lock:
-                self._error = self._error or error
-            self._stopping.set()
+            self.stop(error)
             self.journal.release(keys)
             raise
         return "there"
@@ -318,27 +284,6 @@ class Asking:
         self.journal.release(keys[len(samples) :])
         with self._lock:
             self.received += len(samples)
-
-    def _keep_failures(self) -> None:
-        """The server lives: what failed before failed by itself, and is not asked again."""
-        with self._lock:
-            if self._down:
-                return
-            streak, self._streak, self._requests_failed = self._streak, {}, 0
-            if streak:  # under the lock: a record is in the one place or in the other
-                self.journal.put_all({k: {"failure": reason} for k, reason in streak.items()}, kind="failure")
-
-    def _fail(self, keys: list[str], error: Exception) -> None:
-        if isinstance(error, BudgetExceeded):
-            raise error
-        # A message may name the server, which is not for the dataset.
-        reason = re.sub(r"\w+://\S+", "<server>", str(error))
-        with self._lock:
-            self._streak.update(dict.fromkeys(keys, reason))
-            self._requests_failed += 1
-            down = self._down = self._requests_failed >= self._most_failures
-        if down:
-            raise BuildError(f"{self._requests_failed} requests in a row failed; the last one: {error}") from error
 
     def _worst(self, item: PromptItem, n: int) -> float:
         worst = self.sampler.worst_case_cost(item.prompt, n, self.ask.sampling)

@@ -1,15 +1,13 @@
 """Drawing N responses to every prompt from a local sampler, journalled bucket by bucket: a killed build goes on.
 
-The input is read in windows, buckets are cut inside each (`buckets.py`), and only the window at hand is in memory.
-Several processes on one journal share the buckets out by leases. Knows neither ranks nor datasets.
+The input is gone through in windows (`windows.py`); what is drawn of a bucket is `buckets.py`. Knows neither ranks nor
+datasets.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, TypeVar
 
 from ..clients.base import Sampler, Sampling
@@ -19,7 +17,7 @@ from .diversity import RougeDiversity
 from .items import PromptItem, as_splits, prompt_items
 from .journal import Journal
 from .processes import Share
-from .progress import progress
+from .windows import Bucket, Windows
 
 
 __all__ = ["Ask", "Diversity", "Drawn", "PromptItem", "as_splits", "draw", "draw_each", "prompt_items", "sample_seed"]
@@ -78,22 +76,10 @@ def draw_each(
     """
     if window_size < 1:
         raise InputError(f"`window_size` must be at least 1, got {window_size}.")
-    windows = Windows(sampler, ask, journal, finish, failed, retry and share.first, split, share)
+    windows = SampleWindows(sampler, ask, journal, finish, failed, retry and share.first, split, share)
     title = f"Sampling from {sampler.name}"
-    with progress(
-        title, total, unit="prompts", closing=windows.said, show=show_progress and share.first
-    ) as windows.advance:
-        source = iter(items)
-        while window := list(islice(source, window_size)):
-            yield from windows.draw(window)
-
-
-@dataclass
-class Bucket:
-    """A bucket of the window at hand: its places there, its key."""
-
-    places: list[int]
-    key: str
+    for _, result in windows.each(items, window_size, title, total, unit="prompts", show=show_progress):
+        yield result
 
 
 @dataclass
@@ -110,9 +96,15 @@ class Begun:
         drawn = iter(record["prompts"])
         self.entries = [next(drawn) if entry is None else entry for entry in self.entries]
 
+    def keep(self, journal: Journal) -> None:
+        """Journal the record, whole, under the keys of its prompts too."""
+        journal.put(self.key, {"prompts": self.entries}, kind="samples", places=self.keys)
 
-class Windows:
-    """Draws window after window; keeps the counts that are said at the end."""
+
+class SampleWindows(Windows):
+    """Draws the responses to window after window of prompts."""
+
+    verb = "drawn"
 
     def __init__(
         self,
@@ -125,72 +117,34 @@ class Windows:
         split: str,
         share: Share,
     ) -> None:
-        self.sampler, self.ask, self.journal = sampler, ask, journal
-        self.finish, self.failed, self.retry, self.split, self.share = finish, failed, retry, split, share
+        super().__init__(journal, share)
+        self.sampler, self.ask = sampler, ask
+        self.finish, self.failed, self.retry, self.split = finish, failed, retry, split
         self.fingerprint = sampler.fingerprint()  # once: it reads every weight
         self.judge = RougeDiversity(ask.diversity.tokenizer if ask.diversity else "rouge")
-        self.advance: Callable[[int], None] = lambda count: None
-        self.buckets = self.known = 0
 
-    def said(self) -> str:
-        """What is said at the end."""
-        words = f"{self.known} of {self.buckets} buckets were already in the journal"
-        again = self.journal.sent_again()
-        return words + (f"; {again} were being drawn when an earlier run ended, and were drawn again" if again else "")
-
-    def survey(self, items: list[PromptItem]) -> tuple[list[Bucket], list[Any]]:
-        """The buckets of a window that are not in the journal, and the results of the others at their places."""
+    def cut(self, items: Sequence[PromptItem]) -> list[Bucket]:
+        """Prompts of like length, the shortest first."""
         lengths = self.sampler.prompt_lengths([item.prompt for item in items])
-        buckets = [
+        return [
             Bucket(places, bucket_key(self.fingerprint, [items[i] for i in places], self.ask))
             for places in cut(lengths, self.ask.bucket_size)
         ]
-        result: list[Any] = [None] * len(items)
-        missing = []
-        for bucket in buckets:
-            record = self.journal.get(bucket.key)
-            if record is None:
-                missing.append(bucket)
-            else:
-                self._take(bucket, items, record, result)
-        self.buckets += len(buckets)
-        self.known += len(buckets) - len(missing)
-        return missing, result
 
-    def draw(self, items: list[PromptItem]) -> list[Any]:
-        """One window, in its order; nothing for a process that only helps."""
-        missing, result = self.survey(items)
-        # Each process begins with its own, so that they rarely reach for the same one, then helps the others.
-        own = missing[self.share.rank :: self.share.world]
-        due = own + [bucket for bucket in missing if bucket not in own] if self.share.world > 1 else missing
-        while due:
-            taken = [bucket for bucket in due if not self.draw_bucket(bucket, items, result)]
-            if not self.share.first:
-                return []
-            if len(taken) == len(due):  # others are at work on all that is left
-                time.sleep(0.05)
-            due = taken
-        return result if self.share.first else []
+    def write(self, bucket: Bucket, items: Sequence[PromptItem]) -> None:
+        """Draw what other buckets have not answered of this one."""
+        begun = self.begun(bucket, items)
+        if begun.rest:
+            begun.fill(draw_bucket(begun.rest, self.sampler, self.ask, self.judge))
+        begun.keep(self.journal)
 
-    def draw_bucket(self, bucket: Bucket, items: list[PromptItem], result: list[Any]) -> bool:
-        """Draw one bucket, unless another process is about to; False if it is."""
-        claim = self.journal.claim([bucket.key])
-        if claim.state == "taken":
-            return False
-        if claim.state == "mine":
-            try:
-                begun = self.begun(bucket, items)
-                if begun.rest:
-                    begun.fill(draw_bucket(begun.rest, self.sampler, self.ask, self.judge))
-                self.journal.put(bucket.key, {"prompts": begun.entries}, kind="samples", places=begun.keys)
-            except BaseException:
-                self.journal.release([bucket.key])
-                raise
-        # Read back: if another process was first, its record stands, here as in every later build.
-        self._take(bucket, items, self.journal.get(bucket.key), result)
-        return True
+    def read(self, bucket: Bucket, items: Sequence[PromptItem], record: Mapping[str, Any]) -> Iterator[Any]:
+        """What `finish` makes of the responses to each prompt."""
+        drawn = [drawn_from(items[i], entry) for i, entry in zip(bucket.places, record["prompts"], strict=True)]
+        self._mend(drawn)
+        return map(self.finish, drawn)
 
-    def begun(self, bucket: Bucket, items: list[PromptItem]) -> Begun:
+    def begun(self, bucket: Bucket, items: Sequence[PromptItem]) -> Begun:
         """A bucket with what other buckets, of a build with other neighbours, have answered of it before."""
         chosen = [items[i] for i in bucket.places]
         keys = place_keys(self.fingerprint, chosen, self.ask, self.split)
@@ -199,15 +153,6 @@ class Windows:
             if (found := self.journal.place(key)) is not None:
                 entries[k] = self.journal.get(found[0])["prompts"][found[1]]
         return Begun(bucket.key, entries, keys, [item for item, e in zip(chosen, entries, strict=True) if e is None])
-
-    def _take(self, bucket: Bucket, items: list[PromptItem], record: dict[str, Any], result: list[Any]) -> None:
-        self.advance(len(bucket.places))
-        if not self.share.first:
-            return
-        drawn = [drawn_from(items[i], entry) for i, entry in zip(bucket.places, record["prompts"], strict=True)]
-        self._mend(drawn)
-        for i, each in zip(bucket.places, drawn, strict=True):
-            result[i] = self.finish(each)
 
     def _mend(self, drawn: list[Drawn]) -> None:
         """Put what retries gave in the place of what failed; draw another one, once, where that is wanted."""

@@ -8,11 +8,10 @@ nor datasets.
 from __future__ import annotations
 
 import math
-import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any
 
@@ -20,7 +19,8 @@ from ..clients.base import Usage
 from ..clients.prompt_logprobs import PromptScorer, Unscored
 from ..clients.retry import Refused
 from ..data.schema import Messages, digest
-from ..errors import BudgetExceeded, BuildError, InputError
+from ..errors import BuildError, InputError
+from .asking import Asker, Stopped, saying_what_is_kept
 from .cost import Budget
 from .given import GivenRow
 from .journal import Journal
@@ -66,53 +66,33 @@ def score_remote(
     asking = ScoreAsking(scorer, journal, budget, retry, max_length)
     title = f"Scoring on {scorer.name}"
     with progress(title, total, unit="rows", closing=asking.said, show=show_progress) as advance:
-        try:
+        with saying_what_is_kept(journal, asking.kept, "command"):
             for result in asking.each(rows):
                 advance(1)
                 yield result
-        except (BudgetExceeded, BuildError) as error:
-            if journal.in_memory or not asking.known + asking.received:
-                raise
-            dear = isinstance(error, BudgetExceeded)
-            kind, way_out = (BudgetExceeded, "Raise max_cost and run") if dear else (BuildError, "Run")
-            raise kind(
-                f"{error} {asking.known + asking.received} scores are in the journal {journal.path}. {way_out} the "
-                "same command again to go on: nothing received is asked for twice."
-            ) from error
 
 
-class _Stopped(Exception):
-    """Another thread has failed; its error is the one to show."""
-
-
-class ScoreAsking:
+class ScoreAsking(Asker):
     """Sends requests, `scorer.concurrency` at once, and puts what came back in order."""
+
+    unit = "scores"
+    lost = "responses were not scored by the server"
 
     def __init__(
         self, scorer: PromptScorer, journal: Journal, budget: Budget, retry: bool, max_length: int | None
     ) -> None:
-        self.scorer, self.journal, self.budget, self.retry = scorer, journal, budget, retry
-        self.max_length = max_length
+        super().__init__(journal, budget, scorer.concurrency)
+        self.scorer, self.retry, self.max_length = scorer, retry, max_length
         self.base = digest(["given", scorer.fingerprint()])
-        self.known = self.received = self.failures = 0
-        self._lock = threading.Lock()
         self._checking, self._checked = threading.Lock(), False
-        self._stopping = threading.Event()
-        self._error: BaseException | None = None
         self._asked: set[str] = set()  # keys that a thread is asking for
         self._failed_now: set[str] = set()  # requests that failed in this run: not sent again in it
         self._answered = threading.Condition()
-        # Failures since the last success: not journalled yet, in case the server is down. Key -> reason.
-        self._streak: dict[str, str] = {}
-        self._down = False
-        self._most_failures = max(16, 4 * scorer.concurrency)  # in a row: a dead server, a revoked key, a quota
 
-    def said(self) -> str:
-        """What is said at the end."""
-        words = f"{self.known} of {self.known + self.received} scores were already in the journal"
-        if again := self.journal.sent_again():
-            words += f"; {again} requests were in flight when an earlier run ended and were sent again"
-        return words + (f"; {self.failures} responses were not scored by the server" if self.failures else "")
+    def kept(self) -> str:
+        """What is in the journal, in words."""
+        count = self.known + self.received
+        return f"{count} scores" if count else ""
 
     def missing(self, row: GivenRow, asked: set[int]) -> Iterator[tuple[Messages, str | None]]:
         """The requests that a row needs and the journal does not hold: its prompt with a text, or without one.
@@ -132,41 +112,22 @@ class ScoreAsking:
 
     def each(self, rows: Iterable[GivenRow]) -> Iterator[tuple[GivenRow, Found]]:
         """Results in the order of `rows`; at most `ahead` rows are on their way at once."""
-        self.budget.share(self.journal)
-        ahead = max(64, 8 * self.scorer.concurrency)
         pending: deque[tuple[GivenRow, Future[Found]]] = deque()
-        with ThreadPoolExecutor(self.scorer.concurrency, thread_name_prefix="scorer") as pool:
-            try:
-                for row in rows:
-                    pending.append((row, pool.submit(self._row, row)))
-                    while pending and (pending[0][1].done() or len(pending) >= ahead):
-                        yield pending[0][0], pending.popleft()[1].result()
-                while pending:
+        with self.pool("scorer") as pool:
+            for row in rows:
+                pending.append((row, pool.submit(self._row, row)))
+                while pending and (pending[0][1].done() or len(pending) >= self.ahead):
                     yield pending[0][0], pending.popleft()[1].result()
-                self._keep_failures()
-            except BaseException as error:
-                self._stopping.set()  # leaving the pool waits for what is in flight; what is queued sees the flag
-                if isinstance(error, _Stopped):
-                    raise self._error from None
-                raise
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-                if self._streak:  # the server may be down: these are asked again
-                    self.journal.release(list(self._streak))
+            while pending:
+                yield pending[0][0], pending.popleft()[1].result()
 
     def _row(self, row: GivenRow) -> Found:
         """The scores of one row, in a thread of the pool."""
         try:
             return [dict(_NOTHING) if is_empty(each) else self._response(row, each) for each in row.responses]
         except BaseException as error:
-            self._stop(error)
+            self.stop(error)
             raise
-
-    def _stop(self, error: BaseException) -> None:
-        with self._lock:
-            if not isinstance(error, _Stopped):
-                self._error = self._error or error
-        self._stopping.set()
 
     def _response(self, row: GivenRow, response: Mapping[str, Any]) -> dict[str, Any]:
         text, cut = response["content"], response["finish_reason"] == "length"
@@ -220,16 +181,11 @@ class ScoreAsking:
         number, record = 0, None
         while record is None or "failure" in record:  # a failure that was asked for again has another key
             key = digest([self.base, *what, number])
-            found = self._record(key)
+            found = self.streak.record(key)
             if found is None:
                 break
             record, number = found, number + 1
         return key, record
-
-    def _record(self, key: str) -> dict[str, Any] | None:
-        with self._lock:
-            reason = self._streak.get(key)
-        return {"failure": reason} if reason is not None else self.journal.get(key)
 
     def _ask(self, what: list[Any], send: Send, row: GivenRow) -> dict[str, Any]:
         """Reserve, claim, send, journal, settle."""
@@ -238,12 +194,12 @@ class ScoreAsking:
         self._check_once()
         while True:
             with self._alone(key):
-                if (record := self._record(key)) is not None:
+                if (record := self.streak.record(key)) is not None:
                     return record
                 self.budget.reserve(worst)
                 try:
                     if self._stopping.is_set():
-                        raise _Stopped
+                        raise Stopped
                     if self.journal.claim([key]).state == "mine":
                         record = self._send(key, send, worst)
                         if "failure" in record:
@@ -255,23 +211,20 @@ class ScoreAsking:
             self._stopping.wait(0.05)  # another process is asking
 
     def _send(self, key: str, send: Send, worst: float) -> dict[str, Any]:
-        with self._lock:
-            doubted = bool(self._streak)
+        doubted = bool(self.streak)
         try:
             record, usage = send()
-        except Refused as error:
-            if error.status not in _OF_THE_ROW:
-                return self._fail(key, error)
-            record, usage = {"failure": _without_address(error)}, Usage()
         except (BuildError, InputError) as error:
-            return self._fail(key, error)
+            lives = isinstance(error, Refused) and error.status in _OF_THE_ROW
+            record = self.streak.fail([key], error, of_the_row=lives)
         except BaseException:
             self.journal.release([key])
             raise
-        cost = self.scorer.cost(usage)
-        self.journal.put_all({key: record}, kind="score", cost=worst if cost is None else cost)
-        if doubted:  # a reply to what was sent before the first failure does not say that the server still lives
-            self._keep_failures()
+        else:
+            lives, cost = True, self.scorer.cost(usage)
+            self.journal.put_all({key: record}, kind="score", cost=worst if cost is None else cost)
+        if lives and doubted:  # a reply to what was sent before the first failure does not say that it still lives
+            self.streak.end()
         return record
 
     def _check_once(self) -> None:
@@ -285,7 +238,7 @@ class ScoreAsking:
                 with check_paid(self.scorer, self.journal, self.budget):
                     self.scorer.check()
             except BaseException as error:
-                self._stop(error)  # before the next thread is let in
+                self.stop(error)  # before the next thread is let in
                 raise
             finally:
                 self.budget.settle(worst, 0.0)
@@ -305,24 +258,6 @@ class ScoreAsking:
                 self._asked.discard(key)
                 self._answered.notify_all()
 
-    def _keep_failures(self) -> None:
-        """The server lives: what failed before failed by itself, and is not asked again."""
-        with self._lock:
-            if self._down:
-                return
-            streak, self._streak = self._streak, {}
-            if streak:  # under the lock: a record is in the one place or in the other
-                self.journal.put_all({k: {"failure": reason} for k, reason in streak.items()}, kind="failure")
-
-    def _fail(self, key: str, error: Exception) -> dict[str, Any]:
-        reason = _without_address(error)
-        with self._lock:
-            self._streak[key] = reason
-            down = self._down = len(self._streak) >= self._most_failures
-        if down:
-            raise BuildError(f"{len(self._streak)} requests in a row failed; the last one: {error}") from error
-        return {"failure": reason}
-
     def _worst(self, row: GivenRow, text: str | None) -> float:
         worst = self.scorer.worst_case_cost(row.prompt, text)
         return worst or 0.0  # unknown only without a cap: `check_spending`
@@ -331,8 +266,3 @@ class ScoreAsking:
 def _what(row: GivenRow, response: Mapping[str, Any]) -> list[Any]:
     """What the score of a response depends on, beside the server."""
     return ["response", row.prompt, response["content"], response["finish_reason"] == "length"]
-
-
-def _without_address(error: Exception) -> str:
-    """A message may name the server, which is not for the dataset."""
-    return re.sub(r"\w+://\S+", "<server>", str(error))

@@ -23,11 +23,17 @@ _KINDS = tuple(field.name for field in fields(Usage))
 
 @dataclass(frozen=True)
 class JudgeSummary:
-    """Totals over all splits. `status` counts rows, `replies` replies, malformed ones that were asked again included.
+    """Totals over all splits.
 
-    `usage`: tokens by kind over all replies (`output` includes `thinking`). `cost`: USD over the replies whose price
-    is known, None where none is; `unpriced` replies have none. `refusals`: refused replies by the category that the
-    provider gave.
+    Args:
+        rows: how many.
+        status: rows by status.
+        replies: replies by status, malformed ones that were asked again included.
+        refusals: refused replies by the category that the provider gave.
+        usage: tokens by kind over all replies (`output` includes `thinking`).
+        cost: USD over the replies whose price is known; None where none is.
+        unpriced: replies without a known price.
+        bias: see [`bias_report`].
     """
 
     rows: int

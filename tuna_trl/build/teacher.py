@@ -154,6 +154,8 @@ def build_teacher_folder(
     begun, from one journal; the first process writes the folder when all is drawn, the others return when nothing is
     left to begin, perhaps before it stands. The rows are those of one process.
 
+    Args: as [`build_teacher_ranked`], and
+
     Args:
         path: see [`tuna_trl.data.hub.save_ranked`].
         card: see there.

@@ -9,7 +9,7 @@ of a probabilistic ranking; it has no temperature and no seed, so repeats differ
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,15 +20,13 @@ from .contextual import ContextualProtocol
 from .keys import checked_key, key_hider
 from .prices import load_prices, price
 from .retry import MAX_TRIES, Fault, Refused, with_retries
+from .too_long import too_long
 
 
 if TYPE_CHECKING:
     from .anthropic_batches import AnthropicBatches
 
 # The API adds text of its own to a request with a schema; the bound on input tokens leaves room for it.
-TOO_LONG = "model_context_window_exceeded"
-# the words of the API ("prompt is too long: 213462 tokens > 200000 maximum") and the type that llama.cpp gives
-_TOO_LONG = ("prompt is too long", "exceed_context_size_error")
 _OVERHEAD_TOKENS = 2000
 WAYS_OUT = {
     400: "Check the model's id and that it knows structured output and this `effort` (effort=None leaves it out).",
@@ -238,16 +236,6 @@ class AnthropicJudge:
             ways_out=WAYS_OUT,
             hide=self._hide_key,
         )
-
-
-def too_long(body: Any, hide: Callable[[str], str], request_id: str | None = None) -> Reply | None:
-    """The reply that a refusal comes to which says that the prompt does not fit the model: one such row is no reason
-    to end a build. None for any other refusal."""
-    inner = body.get("error") if isinstance(body, Mapping) else None
-    words = str(inner.get("message") or "") if isinstance(inner, Mapping) else ""
-    if words and any(sign in f"{words} {inner.get('type')}" for sign in _TOO_LONG):
-        return Reply(hide(words)[:500], TOO_LONG, request_id)
-    return None
 
 
 def _required_key(api_key: str | None) -> str:

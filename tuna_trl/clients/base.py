@@ -18,21 +18,31 @@ from ..data.schema import Messages
 class Sampling:
     """How responses are drawn. `temperature=1, top_p=1, top_k=0` draws from the model's own distribution.
 
-    `max_new_tokens` counts tokens, the end token included.
+    Args:
+        temperature: divides the logits; 0 draws the most probable token.
+        top_p: the least probability that the tokens drawn from have together; 1 = no cut.
+        top_k: how many tokens are drawn from; 0 = no cut.
+        max_new_tokens: tokens of a response at most, the end token included.
     """
 
     temperature: float = 1.0
     top_p: float = 1.0
-    top_k: int = 0  # 0 = no cut
+    top_k: int = 0
     max_new_tokens: int = 256
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Tokens billed for one reply, by kind. `input` counts uncached input; `output` includes `thinking`."""
+    """Tokens billed for one reply, by kind.
+
+    Args:
+        input: not cached.
+        cached, cache_write: read from the provider's prompt cache, written to it.
+        output, thinking: what came back, thinking included; the thinking alone.
+    """
 
     input: int = 0
-    cached: int = 0  # read from the provider's prompt cache
+    cached: int = 0
     cache_write: int = 0
     output: int = 0
     thinking: int = 0
@@ -45,13 +55,17 @@ class Usage:
 class Sample:
     """One sampled response.
 
-    `token_logprobs` are natural logs in nats, at temperature 1, from raw logits, whatever temperature it was drawn at;
-    the end token counts when the model produced it (`finish_reason == "stop"`).
+    Args:
+        text: as it was drawn, without the end token.
+        token_logprobs: natural logs in nats, at temperature 1, from raw logits, whatever temperature it was drawn at;
+            the end token counts when the model produced it.
+        finish_reason: "stop" (the model ended it) or "length" (it was cut).
+        usage: tokens billed for it.
     """
 
     text: str
     token_logprobs: tuple[float, ...]
-    finish_reason: str  # "stop" | "length"
+    finish_reason: str
     usage: Usage = field(default_factory=Usage)
 
     def to_json(self) -> dict[str, Any]:
@@ -78,14 +92,24 @@ class Sampler(Protocol):
         ...
 
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
-        """Tokens of each prompt with its generation prompt; the builder cuts buckets of similar length from them."""
+        """Tokens of each prompt with its generation prompt; the builder cuts buckets of similar length from them.
+
+        Args:
+            prompts: messages.
+        """
         ...
 
     def sample(
         self, prompts: Sequence[Messages], n: int, sampling: Sampling, *, seeds: Sequence[Sequence[int]]
     ) -> list[list[Sample]]:
-        """`n` responses to each prompt. `seeds[i][k]` is the seed of sample k of prompt i, so that no sample depends
-        on what else is drawn in the same call."""
+        """`n` responses to each prompt.
+
+        Args:
+            prompts: messages.
+            n, sampling: responses a prompt, and how they are drawn.
+            seeds: `seeds[i][k]` is that of sample k of prompt i, so that no sample depends on what else is drawn in
+                the same call.
+        """
         ...
 
 
@@ -93,8 +117,10 @@ class Sampler(Protocol):
 class RemoteSampler(Protocol):
     """Draws responses over a network. The journalled unit is one reply, so that nothing received is asked for twice.
 
-    `concurrency` requests may be in flight at once; `request` is called from as many threads. `paid` samplers need a
-    cost cap and a yes.
+    Attributes:
+        name: the model id that goes into the rows.
+        concurrency: how many requests may be in flight at once; `request` is called from as many threads.
+        paid: it needs a cost cap and a yes.
     """
 
     name: str
@@ -107,43 +133,75 @@ class RemoteSampler(Protocol):
         ...
 
     def check(self, sampling: Sampling, n: int) -> int:
-        """Ask once for two short samples, before the build. Returns how many samples one request can give (`n`, or 1
-        where the server ignores `n`); raises [`tuna_trl.BuildError`] where it gives no log-probs."""
+        """Ask once for two short samples, before the build.
+
+        Args:
+            sampling, n: how the build draws, and how many samples it wants of one request.
+
+        Returns:
+            samples that one request can give: `n`, or 1 where the server ignores `n`.
+
+        Raises:
+            BuildError: it gives no log-probs.
+        """
         ...
 
     def request(self, prompt: Messages, n: int, sampling: Sampling, *, seed: int) -> list[Sample]:
         """One exchange: `n` samples of a prompt. Transport faults are retried inside. A sample whose log-probs are
-        missing or placeholders (-9999, -inf) comes back with them as they are: the builder fails it."""
+        missing or placeholders (-9999, -inf) comes back with them as they are: the builder fails it.
+
+        Args:
+            prompt: messages.
+            n, sampling, seed: how many samples, how they are drawn, and from which seed.
+        """
         ...
 
     def worst_case_cost(self, prompt: Messages, n: int, sampling: Sampling) -> float | None:
-        """Upper bound of the price of one request in USD (0.0 for free servers, None if the price is not known)."""
+        """Upper bound of the price of one request in USD (0.0 for free servers, None if the price is not known).
+        Args: as [`RemoteSampler.request`]."""
         ...
 
     def cost(self, usage: Usage) -> float | None:
-        """Price in USD of what was used."""
+        """Price in USD of what was used.
+
+        Args:
+            usage: tokens, by kind.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class JudgeRequest:
-    """One question to a judge: the candidates in the order they are shown.
+    """One question to a judge.
 
-    `nonce` marks the delimiters around candidate text, so that a candidate cannot forge them; it is derived by the
-    builder from the row, not random, so that the same request has the same journal key.
+    Args:
+        prompt: messages.
+        candidates: in the order they are shown.
+        reference: an answer to compare with, where the row has one.
+        repeat: which judgment of the row, from 0.
+        nonce: marks the delimiters around candidate text, so that a candidate cannot forge them; derived by the
+            builder from the row, not random, so that the same request has the same journal key.
+        room: times the judge's limit that the reply may take; 2 after one was cut (judges with `gives_room`).
     """
 
     prompt: Messages
-    candidates: tuple[str, ...]  # in shown order
+    candidates: tuple[str, ...]
     reference: str | None = None
     repeat: int = 0
     nonce: str = ""
-    room: int = 1  # times the judge's limit that the reply may take; 2 after one was cut (judges with `gives_room`)
+    room: int = 1
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back over the wire, before anybody read a meaning into it."""
+    """What came back over the wire, before anybody read a meaning into it.
+
+    Args:
+        raw: the text, as it came.
+        stop_reason, request_id, model: why it ended, what the exchange is called and who answered, in the provider's
+            words.
+        usage: tokens billed.
+    """
 
     raw: str
     stop_reason: str | None = None
@@ -161,20 +219,25 @@ class Reply:
 
 @dataclass(frozen=True)
 class Verdict:
-    """A reply, read. `scores[i]` belongs to the candidate shown at place i (None: not scored).
+    """A reply, read.
 
-    `order` is the judge's own ranking, shown places best first, which breaks ties between equal scores; None if the
-    protocol has none. Where the judge's own answer is scored too, it is place n. `status` is `ok`, or why the row
-    cannot be ranked: `malformed`, `refused`, `truncated`, `inconsistent` (the judge's ranking contradicts its own
-    scores).
+    Args:
+        status: `ok`, or why the row cannot be ranked: `malformed`, `refused`, `truncated`, `inconsistent` (the judge's
+            ranking contradicts its own scores).
+        scores: `scores[i]` belongs to the candidate shown at place i; None: not scored.
+        order: the judge's own ranking, shown places best first, which breaks ties between equal scores; None if the
+            protocol has none. Where the judge's own answer is scored too, it is place n.
+        detail: what was wrong, for people.
+        answer: the judge's own answer, where the protocol asks for one.
+        answer_score: its score beside those of the candidates; None: a mere yardstick.
     """
 
     status: str
     scores: tuple[float | None, ...]
     order: tuple[int, ...] | None = None
-    detail: str | None = None  # what was wrong, for people
-    answer: str | None = None  # the judge's own answer, where the protocol asks for one
-    answer_score: float | None = None  # its score beside those of the candidates; None: a mere yardstick
+    detail: str | None = None
+    answer: str | None = None
+    answer_score: float | None = None
 
 
 @runtime_checkable
@@ -196,15 +259,27 @@ class JudgeProtocol(Protocol):
         ...
 
     def render(self, request: JudgeRequest) -> tuple[str, str]:
-        """System prompt and user turn; no text of the row stands in the system prompt."""
+        """System prompt and user turn; no text of the row stands in the system prompt.
+
+        Args:
+            request: the question.
+        """
         ...
 
     def schema(self, n: int) -> dict[str, Any]:
-        """JSON schema of a verdict on n candidates."""
+        """JSON schema of a verdict.
+
+        Args:
+            n: candidates.
+        """
         ...
 
     def parse(self, request: JudgeRequest, reply: Reply) -> Verdict:
-        """Read a reply; pure. What is not exactly what was asked for is `malformed`, never repaired by guess."""
+        """Read a reply; pure. What is not exactly what was asked for is `malformed`, never repaired by guess.
+
+        Args:
+            request, reply: the question, and what came back.
+        """
         ...
 
 
@@ -267,38 +342,55 @@ class BatchTransport(Protocol):
 
 @runtime_checkable
 class Judge(Protocol):
-    """Scores candidates. `method` goes into `ranking_method` of the rows; `paid` judges need a cost cap and a yes.
+    """Scores candidates.
 
     A judge whose provider has a batch API also has `batch() -> BatchTransport`, one that heeds `JudgeRequest.room`
     says so by `gives_room = True`.
+
+    Attributes:
+        name: goes into the rows.
+        method: "judge", "reference" or "reward_model"; goes into `ranking_method` of the rows.
+        paid: it needs a cost cap and a yes.
+        concurrency: requests in flight at once.
+        max_batch: requests in one `ask`.
     """
 
     name: str
-    method: str  # "judge" | "reference" | "reward_model"
+    method: str
     paid: bool
-    concurrency: int  # requests in flight at once
-    max_batch: int  # requests in one `ask`
+    concurrency: int
+    max_batch: int
 
     def fingerprint(self) -> dict[str, Any]:
         """Everything about the judge that changes its reply (model, protocol version, template and schema hash)."""
         ...
 
     def orders(self, order: Sequence[int]) -> list[tuple[int, ...]]:
-        """See [`JudgeProtocol.orders`]."""
+        """The questions of one repeat. Args: as [`JudgeProtocol.orders`]."""
         ...
 
     def ask(self, requests: Sequence[JudgeRequest]) -> list[Reply]:
-        """One exchange per request; transport faults are retried inside, refusals and bad verdicts are not."""
+        """One exchange per request; transport faults are retried inside, refusals and bad verdicts are not.
+
+        Args:
+            requests: the questions, `max_batch` at most.
+        """
         ...
 
     def parse(self, request: JudgeRequest, reply: Reply) -> Verdict:
-        """Read a reply; pure, so that a journalled reply can be read again. Never repairs by guess."""
+        """Read a reply; pure, so that a journalled reply can be read again. Never repairs by guess.
+        Args: as [`JudgeProtocol.parse`]."""
         ...
 
     def worst_case_cost(self, request: JudgeRequest) -> float | None:
-        """Upper bound of the price of one ask in USD (0.0 for free judges, None if the price is not known)."""
+        """Upper bound of the price of one ask in USD (0.0 for free judges, None if the price is not known).
+
+        Args:
+            request: the question.
+        """
         ...
 
     def cost(self, usage: Usage) -> float | None:
-        """Price in USD of what was used (0.0 for free judges, None if the price is not known)."""
+        """Price in USD of what was used (0.0 for free judges, None if the price is not known).
+        Args: as [`RemoteSampler.cost`]."""
         ...

@@ -1,4 +1,5 @@
-"""What both batch APIs need of a transport: a call that is sent once only, and a file of results read line by line.
+"""What both batch APIs need of a transport: a call that is sent once only, a list of batches read page by page, and a
+file of results read line by line.
 
 Serves the SDKs of Anthropic and OpenAI. No exception that leaves here carries a request, a header or a key.
 """
@@ -6,17 +7,21 @@ Serves the SDKs of Anthropic and OpenAI. No exception that leaves here carries a
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
 
 from ..errors import BuildError, InputError
+from .base import BatchState, JudgeRequest, Usage
 from .retry import MAX_TRIES, Fault, Refused, with_retries
 
 
 T = TypeVar("T")
 
+_PAGE = 100  # batches of a list that are asked for at once
 _MAY_HAVE_ARRIVED = (408, 409)  # of the statuses from 400 to 499; every other one says that nothing was taken
 
 
@@ -123,6 +128,88 @@ class Caller:
             ways_out=self.ways_out,
             hide=self.hide,
         )
+
+
+class JudgeBatches(ABC):
+    """Batches of one judge: what [`tuna_trl.clients.base.BatchTransport`] asks for and both APIs do alike.
+
+    Args:
+        call: how the provider is called.
+        judge: the judge whose questions and prices these are.
+        most: (requests, bytes) that the API takes in one batch.
+        share: of its price that a request pays in a batch.
+        max_requests, max_bytes: limits of one batch below the API's own.
+    """
+
+    after: str  # the option of a list that names the last batch of the page before
+
+    def __init__(
+        self,
+        call: Caller,
+        judge: Any,
+        most: tuple[int, int],
+        *,
+        share: float,
+        max_requests: int | None = None,
+        max_bytes: int | None = None,
+    ) -> None:
+        self.max_requests = limit("max_requests", max_requests, most[0])
+        self.max_bytes = limit("max_bytes", max_bytes, most[1])
+        self._call, self._judge, self._share = call, judge, share
+
+    @abstractmethod
+    def _listed(self, **options: Any) -> str:
+        """The body of a page of the list of batches, newest first."""
+
+    @abstractmethod
+    def _retrieved(self, batch_id: str) -> str:
+        """The body that describes a batch."""
+
+    @abstractmethod
+    def _described(self, record: Mapping[str, Any]) -> BatchState:
+        """A batch as the provider describes it; raises whatever comes of it where it is none."""
+
+    def list(self, *, since: float) -> list[BatchState]:
+        """The batches of the key's workspace or project that were created after `since`, newest first."""
+        states: list[BatchState] = []
+        options: dict[str, Any] = {}
+        while True:
+            page, more = self._call.read(partial(self._page, options))
+            states += page
+            if not page or not more or states[-1].created < since:
+                return [state for state in states if state.created >= since]
+            options = {self.after: states[-1].id}
+
+    def state(self, batch_id: str) -> BatchState:
+        return self._batch(self._record(batch_id))
+
+    def worst_case_cost(self, request: JudgeRequest) -> float | None:
+        worst = self._judge.worst_case_cost(request)
+        return None if worst is None else worst * self._share
+
+    def cost(self, usage: Usage) -> float | None:
+        cost = self._judge.cost(usage)
+        return None if cost is None else cost * self._share
+
+    def _page(self, options: Mapping[str, Any]) -> tuple[Sequence[BatchState], bool]:
+        page = decoded(self._listed(limit=_PAGE, **options))
+        if not isinstance(page.get("data"), list):
+            raise Fault("the body is no list")
+        return [self._batch(record) for record in page["data"]], bool(page.get("has_more"))
+
+    def _record(self, batch_id: str) -> dict[str, Any]:
+        def retrieve() -> dict[str, Any]:
+            record = decoded(self._retrieved(batch_id))
+            self._batch(record)
+            return record
+
+        return self._call.read(retrieve)
+
+    def _batch(self, record: Any) -> BatchState:
+        try:
+            return self._described(record)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            raise Fault("the body is no batch") from None
 
 
 def lines(chunks: Iterable[bytes]) -> Iterator[bytes]:

@@ -11,7 +11,7 @@ from ..data.schema import canonical_json
 from ..errors import InputError
 
 
-_OURS = (
+RESERVED = (  # what the clients set themselves, or what would change the replies behind their back
     "frequency_penalty", "logit_bias", "logprobs", "max_completion_tokens", "max_tokens", "messages", "model", "n",
     "post_sampling_probs", "presence_penalty", "prompt_logprobs", "return_tokens_as_token_ids", "seed", "stop",
     "stream", "temperature", "top_logprobs", "top_p",
@@ -26,7 +26,7 @@ def checked_extra_body(extra_body: Mapping[str, Any] | None) -> dict[str, Any]:
         InputError: it holds what the sampler sets itself, a name of a secret, or what JSON cannot hold.
     """
     extra = dict(extra_body or {})
-    if ours := sorted(set(extra) & set(_OURS)):
+    if ours := sorted(set(extra) & set(RESERVED)):
         raise InputError(
             f"`extra_body` holds {', '.join(ours)}, which would change what is drawn or scored behind the sampling's "
             "back. Set temperature, top_p, top_k and max_new_tokens in the sampling; the others cannot be set."

@@ -34,6 +34,7 @@ def judge_by_name(name: str, **options: Any) -> Judge:
     id, folder or embedded>` is a language model in this process, `reward:<Hub id or folder>` a reward model.
 
     Args:
+        name: one of those above.
         options: arguments of the class, such as `effort`, `max_tokens`, `base_url`, `concurrency`, `prices`,
             `batch_size`; `protocol` may be a name or a mapping ([`tuna_trl.clients.protocols.protocol_from`]);
             `local:` also takes `dtype` and `device`.

@@ -92,7 +92,7 @@ class TransformersSampler:
             raise InputError(f"`max_batch_tokens` must be at least 1, got {max_batch_tokens}.")
         self.model = model
         self.tokenizer = tokenizer
-        self.name = name or _default_name(model)
+        self.name = name or default_name(model)
         self.max_batch_tokens = max_batch_tokens
         self.device = torch.device(device) if device is not None else model.device
         self._base = model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -128,6 +128,8 @@ class TransformersSampler:
     def prompt_lengths(self, prompts: Sequence[Messages]) -> list[int]:
         """Tokens of each prompt, generation prompt included.
 
+        Args: as [`Sampler.prompt_lengths`].
+
         Raises:
             InputError: a prompt that fills the model's context, so that nothing can be drawn.
         """
@@ -136,9 +138,11 @@ class TransformersSampler:
     def sample(
         self, prompts: Sequence[Messages], n: int, sampling: Sampling, *, seeds: Sequence[Sequence[int]]
     ) -> list[list[Sample]]:
-        """`n` responses to each prompt; see [`tuna_trl.clients.base.Sampler`].
+        """`n` responses to each prompt.
 
         The prompt's tokens are counted in the usage of its first sample only: they are computed once.
+
+        Args: as [`Sampler.sample`].
 
         Raises:
             InputError: a sampling value out of range, a prompt too long, seeds that are not one for each sample.
@@ -150,14 +154,19 @@ class TransformersSampler:
             for i, ids in enumerate(encoded)
             for seed in seeds[i]
         ]
-        with _inference(self.model):
+        with inference(self.model):
             for part in self._parts(branches, n, sampling.max_new_tokens):
                 self._grow(part, encoded, sampling)
         samples = [self._finished(branch, first=k % n == 0) for k, branch in enumerate(branches)]
         return [samples[k : k + n] for k in range(0, len(samples), n)]
 
     def greedy(self, prompts: Sequence[Messages], max_new_tokens: int = 256) -> list[str]:
-        """The most probable continuation of each prompt, token by token, as text."""
+        """The most probable continuation of each prompt, token by token, as text.
+
+        Args:
+            prompts: messages.
+            max_new_tokens: tokens of a continuation at most, the end token included.
+        """
         sampling = Sampling(temperature=0.0, max_new_tokens=max_new_tokens)
         drawn = self.sample(prompts, 1, sampling, seeds=[[0]] * len(prompts))
         return [samples[0].text for samples in drawn]
@@ -228,7 +237,7 @@ class TransformersSampler:
         prompts = list(dict.fromkeys(branch.prompt for branch in branches))
         repeats = len(branches) // len(prompts)
         copies = 1 if self._expandable else repeats
-        ids, mask = _left_pad([encoded[i] for i in prompts for _ in range(copies)], self.tokenizer)
+        ids, mask = left_pad([encoded[i] for i in prompts for _ in range(copies)], self.tokenizer)
         ids, mask = ids.to(self.device), mask.to(self.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         logits, cache = self._forward(ids, mask, positions, None)
@@ -297,7 +306,7 @@ def _uniforms(branches: list[_Branch], sampling: Sampling) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
-def _left_pad(rows: list[list[int]], tokenizer: Any) -> tuple[Tensor, Tensor]:
+def left_pad(rows: list[list[int]], tokenizer: Any) -> tuple[Tensor, Tensor]:
     """`(rows, P)` ids padded on the left and their mask, 1 = real."""
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0  # masked, so that any id will do
     longest = max(map(len, rows))
@@ -310,7 +319,7 @@ def _left_pad(rows: list[list[int]], tokenizer: Any) -> tuple[Tensor, Tensor]:
 
 
 @contextmanager
-def _inference(model: torch.nn.Module) -> Iterator[None]:
+def inference(model: torch.nn.Module) -> Iterator[None]:
     """Eval mode without gradients; afterwards every module is in the mode it was in."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -323,7 +332,7 @@ def _inference(model: torch.nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _default_name(model: Any) -> str:
+def default_name(model: Any) -> str:
     path = model.config._name_or_path
     name = os.path.basename(os.path.normpath(path)) if os.path.isdir(path) else path
     name = name or model.config.model_type

@@ -25,13 +25,13 @@ from .chat_ids import chat_ids, shows_messages
 from .contextual import ContextualProtocol
 from .grammar import Grammars, grammar_is_installed
 from .json_prompt import with_schema
-from .local import _default_name, _inference, _left_pad
+from .local import default_name, inference, left_pad
+from .too_long import TOO_LONG
 from .weights import weights_digest
 
 
 logger = logging.getLogger(__name__)
 
-TOO_LONG = "model_context_window_exceeded"  # not asked at all: `raw` of the reply says why
 _GET_XGRAMMAR = (
     "%s judges without a grammar, because the package xgrammar is not installed, so whatever it writes that is no "
     "verdict is malformed. To hold it to the schema: pip install 'tuna-trl[local-judge]'."
@@ -114,7 +114,7 @@ class TransformersJudge:
             raise InputError(f"TransformersJudge: temperature is {temperature}, expected 0 (greedy) or more.")
         self.model = model
         self.tokenizer = tokenizer
-        self.name = name or _default_name(model)
+        self.name = name or default_name(model)
         self.protocol = protocol or ContextualProtocol()
         self.max_batch = batch_size
         self.max_new_tokens = max_new_tokens
@@ -207,7 +207,7 @@ class TransformersJudge:
         """Replies by place. All jobs have the same room."""
         from transformers import GenerationConfig, LogitsProcessorList
 
-        ids, mask = _left_pad([job.ids for job in jobs], self.tokenizer)
+        ids, mask = left_pad([job.ids for job in jobs], self.tokenizer)
         processors = LogitsProcessorList()
         if self._grammars is not None:
             processors.append(self._grammars.processor([job.schema for job in jobs]))
@@ -226,7 +226,7 @@ class TransformersJudge:
             pad_token_id=pad if pad is not None else min(self._ends),
         )
         device = self.model.device
-        with _inference(self.model):
+        with inference(self.model):
             output = self.model.generate(
                 ids.to(device), attention_mask=mask.to(device), generation_config=config, logits_processor=processors
             )

@@ -9,18 +9,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from functools import partial
 from typing import Any
 
-from .base import BatchFault, BatchState, JudgeRequest, Reply, Usage
-from .batch_calls import BatchRefused, Caller, decoded, limit
+from .base import BatchFault, BatchState, JudgeRequest, Reply
+from .batch_calls import BatchRefused, Caller, JudgeBatches, decoded
 from .retry import Fault
 
 
 # https://developers.openai.com/api/docs/guides/batch
 MAX_REQUESTS = 50_000
 MAX_BYTES = 200_000_000
-_PAGE = 100
 _ENDPOINT = "/v1/chat/completions"
 _ENDED = ("completed", "failed", "expired", "cancelled")
 _WAYS_OUT = {
@@ -33,36 +31,33 @@ _WAYS_OUT = {
 }
 
 
-class OpenAIBatches:
-    """Batches of one judge behind OpenAI's API.
+class OpenAIBatches(JudgeBatches):
+    """Batches of one judge behind OpenAI's API (50,000 requests, 200 MB at most).
 
     Args:
         judge: has `name`, `body(request)` for chat.completions, `read_body(body)`, `worst_case_cost` and `cost`.
         client: the SDK's client, without retries of its own.
-        share: of its price that a request pays in a batch.
-        max_requests, max_bytes: limits of one batch below the API's own (50,000 requests, 200 MB); an account's limit
-            of queued tokens may ask for less.
+        limits: `share`, `max_requests`, `max_bytes`; see [`JudgeBatches`]. An account's limit of queued tokens may ask
+            for smaller batches.
     """
 
     keeps_tags = True
+    after = "after"
 
     def __init__(
         self,
         judge: Any,
         client: Any,
         *,
-        share: float,
         hide: Callable[[str], str],
         max_retries: int,
-        max_requests: int | None = None,
-        max_bytes: int | None = None,
+        **limits: Any,
     ) -> None:
         import openai
 
-        self.max_requests = limit("max_requests", max_requests, MAX_REQUESTS)
-        self.max_bytes = limit("max_bytes", max_bytes, MAX_BYTES)
-        self._judge, self._client, self._share = judge, client, share
-        self._call = Caller(openai, judge.name, _WAYS_OUT, hide, max_retries)
+        call = Caller(openai, judge.name, _WAYS_OUT, hide, max_retries)
+        super().__init__(call, judge, (MAX_REQUESTS, MAX_BYTES), **limits)
+        self._client = client
 
     def size(self, request: JudgeRequest) -> int:
         return len(self._line("0" * 64, request))
@@ -85,30 +80,25 @@ class OpenAIBatches:
             return uploaded["id"]
 
         file = self._call.read(upload)
-        return self._call.once(
-            lambda: _state(
-                batches.create(
-                    input_file_id=file, endpoint=_ENDPOINT, completion_window="24h", metadata={"tuna_trl": tag}
-                )
-            )
+        options = dict(endpoint=_ENDPOINT, completion_window="24h", metadata={"tuna_trl": tag})
+        return self._call.once(lambda: self._batch(decoded(batches.create(input_file_id=file, **options).text)))
+
+    def _listed(self, **options: Any) -> str:
+        return self._client.batches.with_raw_response.list(**options).text
+
+    def _retrieved(self, batch_id: str) -> str:
+        return self._client.batches.with_raw_response.retrieve(batch_id).text
+
+    def _described(self, record: Mapping[str, Any]) -> BatchState:
+        counts = record.get("request_counts") or {}  # absent or zero until the file has been read
+        return BatchState(
+            id=str(record["id"]),
+            ended=record["status"] in _ENDED,
+            size=int(counts.get("total") or 0),
+            created=float(record["created_at"]),
+            tag=(record.get("metadata") or {}).get("tuna_trl"),
+            done=int(counts.get("completed") or 0) + int(counts.get("failed") or 0),
         )
-
-    def list(self, *, since: float) -> list[BatchState]:
-        """The project's batches created after `since`, newest first."""
-        states: list[BatchState] = []
-        options: dict[str, Any] = {}
-        while True:
-            page = self._call.read(partial(self._page, options))
-            states += [_batch(record) for record in page["data"]]
-            if not page["data"] or not page.get("has_more") or states[-1].created < since:
-                return [state for state in states if state.created >= since]
-            options = {"after": states[-1].id}
-
-    def _page(self, options: dict[str, Any]) -> dict[str, Any]:
-        return _page(self._client.batches.with_raw_response.list(limit=_PAGE, **options))
-
-    def state(self, batch_id: str) -> BatchState:
-        return _batch(self._record(batch_id))
 
     def results(self, batch_id: str) -> Iterator[tuple[str, Reply | BatchFault]]:
         """See [`tuna_trl.clients.base.BatchTransport.results`]; answers first, then the file of errors.
@@ -127,27 +117,11 @@ class OpenAIBatches:
             for line in self._call.records(lambda name=name, stream=stream: stream(name)):
                 yield str(line.get("custom_id")), self._item(line)
 
-    def worst_case_cost(self, request: JudgeRequest) -> float | None:
-        worst = self._judge.worst_case_cost(request)
-        return None if worst is None else worst * self._share
-
-    def cost(self, usage: Usage) -> float | None:
-        cost = self._judge.cost(usage)
-        return None if cost is None else cost * self._share
-
     def _line(self, key: str, request: JudgeRequest) -> bytes:
         body = dict(self._judge.body(request))
         body |= body.pop("extra_body", None) or {}  # the SDK would put it beside the rest
         record = {"custom_id": key, "method": "POST", "url": _ENDPOINT, "body": body}
         return json.dumps(record, ensure_ascii=True).encode() + b"\n"
-
-    def _record(self, batch_id: str) -> dict[str, Any]:
-        def retrieve() -> dict[str, Any]:
-            record = decoded(self._client.batches.with_raw_response.retrieve(batch_id).text)
-            _batch(record)
-            return record
-
-        return self._call.read(retrieve)
 
     def _item(self, line: Mapping[str, Any]) -> Reply | BatchFault:
         response, error = line.get("response"), line.get("error")
@@ -169,31 +143,3 @@ class OpenAIBatches:
         said = "; ".join(f"{each.get('code')}: {each.get('message')}" for each in data[:3])
         hint = " Make batches smaller (`max_requests`)." if "token_limit_exceeded" in said else ""
         return self._call.hide(said)[:500] + hint
-
-
-def _state(raw: Any) -> BatchState:
-    return _batch(decoded(raw.text))
-
-
-def _page(raw: Any) -> dict[str, Any]:
-    page = decoded(raw.text)
-    if not isinstance(page.get("data"), list):
-        raise Fault("the body is no list")
-    for record in page["data"]:
-        _batch(record)
-    return page
-
-
-def _batch(record: Mapping[str, Any]) -> BatchState:
-    try:
-        counts = record.get("request_counts") or {}  # absent or zero until the file has been read
-        return BatchState(
-            id=str(record["id"]),
-            ended=record["status"] in _ENDED,
-            size=int(counts.get("total") or 0),
-            created=float(record["created_at"]),
-            tag=(record.get("metadata") or {}).get("tuna_trl"),
-            done=int(counts.get("completed") or 0) + int(counts.get("failed") or 0),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise Fault("the body is no batch") from None

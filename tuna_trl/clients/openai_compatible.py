@@ -18,9 +18,10 @@ from typing import Any
 from ..data.schema import Messages, canonical_json
 from ..errors import BuildError, InputError
 from .base import Sample, Sampling, Usage
-from .endpoints import Endpoints, is_loopback, is_openai, server_urls
+from .endpoints import Endpoints, is_openai, server_urls
 from .extra_body import checked_extra_body
-from .keys import checked_key, key_hider
+from .keys import key_hider
+from .openai_client import key_for, openai_client
 from .openai_replies import ChatReply, read_chat_reply
 from .prices import load_prices, price
 from .prompt_logprobs import CHECK_PROMPT, CHECK_TOKENS, PromptScorer
@@ -109,9 +110,9 @@ class OpenAICompatibleSampler:
         self._max_retries = max_retries
         self.openai_itself = openai_itself
         self._prices = load_prices(prices) if openai_itself or prices is not None else None
-        key = _key_for(urls, api_key)
+        key = key_for(urls, api_key)
         self._hide_key = key_hider(key)
-        self._endpoints = Endpoints([_client(url, key, timeout) for url in urls])
+        self._endpoints = Endpoints([openai_client(url, key, timeout) for url in urls])
         self._slots = threading.BoundedSemaphore(concurrency)
         self._raw: bool | None = None  # whether log-probs are the model's own at any sampling; None: not asked yet
         self._raw_lock = threading.Lock()
@@ -132,6 +133,8 @@ class OpenAICompatibleSampler:
 
         Servers are also held against each other, and, for a sampling that is not the model's own, log-probs at two
         temperatures: three more one-token requests at most per server.
+
+        Args: as [`RemoteSampler.check`].
 
         Returns:
             samples that one request can give: `n`, or 1 where any server ignores or refuses `n`.
@@ -161,12 +164,14 @@ class OpenAICompatibleSampler:
         return min(gives)
 
     def request(self, prompt: Messages, n: int, sampling: Sampling, *, seed: int) -> list[Sample]:
-        """One exchange: `n` samples of `prompt`; see [`tuna_trl.clients.base.RemoteSampler`].
+        """One exchange: `n` samples of `prompt`.
 
         A server that gives fewer is not asked again: what it gave is returned, the rest is the builder's to ask for.
         Log-probs that the server did not give are NaN, its placeholders (-9999, -inf) stay. All of them are left out,
         as `()`, where the response cannot be scored: no log-probs, log-probs of another text than the one returned, no
         end token where it counts, or a finish reason that is neither `stop` nor `length` (it is kept as it came).
+
+        Args: as [`RemoteSampler.request`].
 
         Raises:
             InputError: the sampling, the request or the key is refused.
@@ -185,7 +190,11 @@ class OpenAICompatibleSampler:
         """Token log-probs of given responses under the server's model, at temperature 1; vLLM's `prompt_logprobs`.
 
         One request for the prompt and one for each response. The end token counts by `include_eos`. Call
-        [`check_scoring`] first.
+        [`OpenAICompatibleSampler.check_scoring`] first.
+
+        Args:
+            prompt: messages.
+            responses: their texts.
 
         Raises:
             BuildError: the server scores no prompts, or its chat template changes a response.
@@ -205,6 +214,9 @@ class OpenAICompatibleSampler:
         """One reply with one sample, as it came.
 
         Args:
+            messages: the prompt.
+            sampling: see [`Sampling`].
+            seed: of the sample.
             server: which of the `servers` is asked; None: whichever is free.
             more: of the request, beside `extra_body`.
         """
@@ -218,14 +230,20 @@ class OpenAICompatibleSampler:
         return len(self._endpoints.clients)
 
     def worst_case_cost(self, prompt: Messages, n: int, sampling: Sampling) -> float | None:
-        """Price in USD of one request if every byte sent were a token and every sample ran to `max_new_tokens`."""
+        """Price in USD of one request if every byte sent were a token and every sample ran to `max_new_tokens`.
+
+        Args: as [`RemoteSampler.worst_case_cost`].
+        """
         messages = self._messages(prompt)
         sent = sum(len(m["content"].encode("utf-8", "replace")) + _OVERHEAD_TOKENS[1] for m in messages)
         sent += len(canonical_json(self._extra_body)) + _OVERHEAD_TOKENS[0]
         return self.cost(Usage(input=sent, output=n * sampling.max_new_tokens))
 
     def cost(self, usage: Usage) -> float | None:
-        """Price in USD; 0.0 where `paid` is False, None where the model's price is not known."""
+        """Price in USD; 0.0 where `paid` is False, None where the model's price is not known.
+
+        Args: as [`RemoteSampler.cost`].
+        """
         if not self.paid:
             return 0.0
         return None if self._prices is None else price(self.name, usage, self._prices)
@@ -340,33 +358,3 @@ class OpenAICompatibleSampler:
 def _in_range(name: str, value: Any, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise InputError(f"OpenAICompatibleSampler: {name} is {value!r}, expected a whole number from {least} on.")
-
-
-def _key_for(urls: Sequence[str], api_key: str | None) -> str:
-    """The key passed; else that of the environment, for https alone: it is never sent in the clear unasked."""
-    if api_key is not None and api_key.strip():
-        return checked_key(api_key, "OPENAI_API_KEY")
-    if not all(url.startswith("https:") for url in urls):
-        if any(url.startswith("https:") for url in urls):
-            raise InputError("`endpoints` mixes http and https. Pass `api_key` if the servers need one.")
-        return ""
-    key = checked_key(None, "OPENAI_API_KEY")
-    if not key and not all(is_loopback(url) for url in urls):
-        raise InputError(
-            "The server needs an API key, and the environment variable OPENAI_API_KEY is not set. Set it or pass "
-            "`api_key`; a server of your own without a key is reached over http://, as http://localhost:8000/v1."
-        )
-    return key
-
-
-def _client(url: str, key: str, timeout: float) -> Any:
-    """The SDK's client: no retries of its own (ours are bounded and know a broken body)."""
-    try:
-        import openai
-    except ImportError:
-        raise InputError(
-            "A teacher behind a server needs the package `openai`: pip install 'tuna-trl[openai]'."
-        ) from None
-    # A dead host is found out in 10 s; an answer may take as long as it takes.
-    patience = openai.Timeout(timeout, connect=min(timeout, 10.0))
-    return openai.OpenAI(api_key=key or "none", base_url=url, timeout=patience, max_retries=0)

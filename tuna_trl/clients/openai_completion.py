@@ -7,13 +7,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .base import Reply
-from .openai_replies import _usage as read_usage
+from .openai_replies import read_usage
 from .retry import Fault
-
-
-TOO_LONG = "model_context_window_exceeded"
-# How servers say that a request does not fit: OpenAI's code, llama.cpp's type, vLLM's words
-_TOO_LONG_WORDS = ("context_length_exceeded", "exceed_context_size_error", "maximum context length")
+from .too_long import error_of, too_long
 
 
 def read_completion(body: Any, request_id: str | None = None) -> Reply:
@@ -57,13 +53,11 @@ def decoded(text: str) -> Any:
 def declined(error: Any, hide: Callable[[str], str]) -> Reply | None:
     """HTTP 400 that is about the row, not about the request: it is too long, or a filter of the provider's declines
     it. Such a row has a status; it is no reason to end a build."""
-    body = error.body if isinstance(error.body, Mapping) else {}
-    inner = body.get("error") if isinstance(body.get("error"), Mapping) else body
-    words = str(inner.get("message") or "")
-    said = (inner.get("code"), inner.get("type"))
-    if any(word in said or word in words for word in _TOO_LONG_WORDS):
-        return Reply(hide(words)[:500], TOO_LONG, error.request_id)
-    if "content_filter" in said:
-        raw = {"stop_details": {"category": "content_filter", "words": hide(words)[:500]}, "text": ""}
+    if (reply := too_long(error.body, hide, error.request_id)) is not None:
+        return reply
+    inner = error_of(error.body)
+    if "content_filter" in (inner.get("code"), inner.get("type")):
+        words = hide(str(inner.get("message") or ""))[:500]
+        raw = {"stop_details": {"category": "content_filter", "words": words}, "text": ""}
         return Reply(json.dumps(raw, ensure_ascii=False), "content_filter", error.request_id)
     return None

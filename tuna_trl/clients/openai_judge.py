@@ -21,15 +21,16 @@ from ..errors import BuildError, InputError, did_you_mean
 from .base import JudgeProtocol, JudgeRequest, Reply, Usage, Verdict
 from .contextual import ContextualProtocol
 from .endpoints import Endpoints, is_openai, server_urls
-from .extra_body import _OURS, checked_extra_body
+from .extra_body import RESERVED, checked_extra_body
 from .grammar import tightened
 from .json_prompt import with_schema
 from .keys import key_hider
-from .openai_compatible import _client, _key_for
-from .openai_completion import TOO_LONG, declined, decoded, read_completion
+from .openai_client import key_for, openai_client
+from .openai_completion import declined, decoded, read_completion
 from .prices import load_prices, price
 from .retry import MAX_TRIES, with_retries
 from .schema_check import CHECK_PROMPT, CHECK_SCHEMA, check_kept
+from .too_long import TOO_LONG
 
 
 if TYPE_CHECKING:
@@ -135,9 +136,9 @@ class OpenAICompatibleJudge:
         self._extra_body = _checked_extra(extra_body, schema)
         self._max_retries = max_retries
         self._prices = load_prices(prices) if self.at_openai or prices is not None else None
-        key = _key_for(urls, api_key)
+        key = key_for(urls, api_key)
         self._hide_key = key_hider(key)
-        self._endpoints = Endpoints([_client(url, key, timeout) for url in urls])
+        self._endpoints = Endpoints([openai_client(url, key, timeout) for url in urls])
         self._check_lock = threading.Lock()
         self._checked = schema != "strict"
         self._failures = 0
@@ -326,7 +327,7 @@ def _check_arguments(model: Any, schema: str, temperature: float | None, timeout
 
 def _checked_extra(extra_body: Mapping[str, Any] | None, schema: str) -> dict[str, Any]:
     """`extra_body`, with nothing in it that has an argument of its own or that would give more than one answer."""
-    ours = {*_OURS, "reasoning_effort"} - {"top_p", "frequency_penalty", "presence_penalty"}
+    ours = {*RESERVED, "reasoning_effort"} - {"top_p", "frequency_penalty", "presence_penalty"}
     if schema == "strict":  # with schema="prompt", {"type": "json_object"} is a help where a server knows it
         ours.add("response_format")
     extra = dict(extra_body or {})

@@ -125,7 +125,7 @@ def read_chat_reply(body: str) -> ChatReply:
     if sorted(str(number) for number in numbers) == sorted(str(k) for k in range(len(choices))):
         choices = sorted(choices, key=lambda choice: int(choice["index"]))
     parts = tuple(_choice(choice) for choice in choices)
-    return ChatReply(parts, _usage(reply.get("usage")), _prompt(reply.get("prompt_logprobs")))
+    return ChatReply(parts, read_usage(reply.get("usage")), _prompt(reply.get("prompt_logprobs")))
 
 
 def _choice(choice: Mapping[str, Any]) -> Choice:
@@ -174,7 +174,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
-def _usage(usage: Any) -> Usage:
+def read_usage(usage: Any) -> Usage:
     usage = usage if isinstance(usage, Mapping) else {}
     cached = _count(usage.get("prompt_tokens_details"), "cached_tokens")
     return Usage(

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from ..errors import BuildError, InputError
+from .too_long import error_of, says_too_long
 
 
 T = TypeVar("T")
@@ -29,11 +30,14 @@ class Fault(Exception):
 
 
 class Refused(InputError):
-    """The server says that the request or the key is wrong, so that repeating it cannot help."""
+    """The server says that the request or the key is wrong, so that repeating it cannot help.
 
-    def __init__(self, message: str, status: int = 400) -> None:
+    `too_long`: what is wrong is that the request does not fit the model or the server, which says nothing of others.
+    """
+
+    def __init__(self, message: str, status: int = 400, too_long: bool = False) -> None:
         super().__init__(message)
-        self.status = status
+        self.status, self.too_long = status, too_long
 
 
 def with_retries(
@@ -72,7 +76,7 @@ def with_retries(
             fault = _shown(f"HTTP {error.status_code}: {_words(error)}", hide)
             retry_after = retry_after_seconds(error.response.headers)
             if not _retryable(error):
-                final = _final(name, error.status_code, fault, ways_out or {})
+                final = _final(name, error, fault, ways_out or {})
         except (sdk.APIConnectionError, httpx2.HTTPError, Fault) as error:
             fault = _shown(f"{type(error).__name__}: {error}", hide)
         # Raised out here, an error has no context: the SDK's own error holds the request with its headers.
@@ -122,8 +126,7 @@ def _retryable(error: Any) -> bool:
 
 
 def _quota_is_used_up(error: Any) -> bool:
-    body = error.body if isinstance(error.body, Mapping) else {}
-    inner = body.get("error") if isinstance(body.get("error"), Mapping) else body
+    inner = error_of(error.body)
     return "insufficient_quota" in (inner.get("code"), inner.get("type"))
 
 
@@ -134,12 +137,13 @@ def _shown(fault: str, hide: Callable[[str], str]) -> str:
 def _words(error: Any) -> str:
     """The server's own words in its error, without the rest of the body; the kind of the error if it has none."""
     body = error.body if isinstance(error.body, Mapping) else {}
-    inner = body.get("error") if isinstance(body.get("error"), Mapping) else body
-    said = inner.get("message") or body.get("error") or body.get("detail")
+    said = error_of(body).get("message") or body.get("error") or body.get("detail")
     return said if isinstance(said, str) and said else type(error).__name__
 
 
-def _final(name: str, status: int, fault: str, ways_out: Mapping[int, str]) -> Exception:
+def _final(name: str, error: Any, fault: str, ways_out: Mapping[int, str]) -> Exception:
+    status = error.status_code
     if status in ways_out or status == 422:
-        return Refused(f"{name} refused the request ({fault}). {ways_out.get(status, '')}".rstrip(), status)
+        too_long = status == 413 or (status in (400, 422) and says_too_long(error.body))
+        return Refused(f"{name} refused the request ({fault}). {ways_out.get(status, '')}".rstrip(), status, too_long)
     return BuildError(f"{name} refused the request and asked not to be asked again ({fault}).")

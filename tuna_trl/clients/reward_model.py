@@ -15,11 +15,12 @@ from typing import Any
 
 import torch
 
+from ..data.hub_access import reach_options
 from ..data.schema import Messages
 from ..errors import InputError
 from .base import JudgeRequest, Reply, Usage, Verdict
 from .chat_ids import chat_ids
-from .local import _default_name, _inference
+from .local import default_name, inference
 from .local_judge import model_fingerprint
 
 
@@ -80,7 +81,7 @@ class RewardModelJudge:
             )
         self.model = model
         self.tokenizer = tokenizer
-        self.name = name or _default_name(model)
+        self.name = name or default_name(model)
         self.batch_size = batch_size
         self.max_batch = batch_size  # requests: they hold several texts each, and are cut into batches inside
         self._logit = _logit(model, label)
@@ -163,7 +164,7 @@ class RewardModelJudge:
         fits = [k for k, ids in enumerate(texts) if self.max_length is None or len(ids) <= self.max_length]
         fits.sort(key=lambda k: (-len(texts[k]), k))
         scores: list[float | None] = [None] * len(texts)
-        with _inference(self.model):
+        with inference(self.model):
             for start in range(0, len(fits), self.batch_size):
                 part = fits[start : start + self.batch_size]
                 for k, score in zip(part, self._forward([texts[k] for k in part]), strict=True):
@@ -199,12 +200,15 @@ def load_reward_model(
             f"RewardModelJudge: {name!r} is an adapter. Merge it into its base model first "
             "(model.merge_and_unload().save_pretrained(...)), head included."
         )
+    reach = reach_options(name, "reward model")
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, **reach)
         kinds = config.architectures or []
         if kinds and not any("SequenceClassification" in kind or "RewardModel" in kind for kind in kinds):
             raise _no_head(name, f"it is a {kinds[0]}")
-        model, report = AutoModelForSequenceClassification.from_pretrained(name, dtype=dtype, output_loading_info=True)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=dtype, output_loading_info=True, **reach
+        )
     except InputError:
         raise
     except (OSError, ValueError) as error:

@@ -51,6 +51,9 @@ class RougeL:
         """The tokens of `text`. Those of "rouge" are runs of a-z and 0-9 in lower case, stemmed when longer than three
         characters.
 
+        Args:
+            text: any text.
+
         >>> RougeL().tokens("The cats' sleeping-bags")
         ('the', 'cat', 'sleep', 'bag')
         """
@@ -60,6 +63,10 @@ class RougeL:
         """`2 p r / (p + r)` with p = LCS / tokens of b, r = LCS / tokens of a: in [0, 1], the same for (b, a).
 
         0.0 where either text has no tokens, as in `rouge_score`.
+
+        Args:
+            a: a text.
+            b: another.
 
         >>> RougeL().f_measure("the cat sat", "the cat lay")
         0.6666666666666666
@@ -75,7 +82,11 @@ class RougeL:
         return 2 * precision * recall / (precision + recall) if common else 0.0
 
     def pairwise_max_mean(self, texts: Sequence[str]) -> tuple[float, float]:
-        """Largest and mean F-measure over all pairs of `texts`; (0.0, 0.0) for fewer than two."""
+        """Largest and mean F-measure over all pairs of `texts`; (0.0, 0.0) for fewer than two.
+
+        Args:
+            texts: the texts.
+        """
         values = [self.f_measure(texts[i], texts[j]) for i in range(len(texts)) for j in range(i)]
         return (max(values), sum(values) / len(values)) if values else (0.0, 0.0)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from ..data.schema import Messages
 from ..errors import InputError
 from .base import JudgeRequest, Reply, Verdict
+from .too_long import TOO_LONG
 
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 TAGS = ("conversation", "turn", "reference", "candidate")  # a tag of ours always has a hyphen after its name
 # The provider's words for "stopped at the token limit" and "declined"; everything else is read as a verdict.
-TRUNCATED = ("max_tokens", "model_context_window_exceeded", "length")
+TRUNCATED = ("max_tokens", TOO_LONG, "length")
 REFUSED = ("refusal", "content_filter")
 
 # `<` and what a model may take for it: NFKC look-alikes and angle quotation marks.

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from .card_merge import split_card
-from .files import SUFFIXES, data_files, named_rows
+from .files import SUFFIXES, data_files
 from .parquet import ShardRows, tables
+from .row_streams import FileRows
 from .schema import judgment_features, normalise_row, ranked_features
 
 
@@ -121,11 +122,7 @@ def each_row(source: Dataset | Iterable[Mapping[str, Any]]) -> Iterator[Mapping[
 
 
 def _own_rows(files: list[Path]) -> Rows:
-    def read() -> Iterator[dict[str, Any]]:
-        for where, row in named_rows(files):
-            yield normalise_row(row, where) if isinstance(row, Mapping) else normalise_row({}, where)
-
-    return Rows(read)
+    return Rows(lambda: (normalise_row(row, where) for where, row in FileRows(files).named()))
 
 
 def _from_hub(name: str, revision: str | None) -> RankedSource:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, SchemaError
-from .files import data_files, named_rows
+from .files import SUFFIXES, data_files, data_suffix, named_rows
 
 
 class FileRows:
@@ -27,12 +27,16 @@ class FileRows:
         self.paths = [Path(path).expanduser() for path in paths]
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        return (row for _, row in self.named())
+
+    def named(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """The rows, each with its name as errors give it: file, row and line."""
         for path in self.paths:
             try:
                 for where, row in named_rows([path]):
                     if not isinstance(row, Mapping):
                         raise SchemaError(f"{where}: a row must be a JSON object, got {row!r:.60}.")
-                    yield dict(row)
+                    yield where, dict(row)
             except OSError as error:
                 raise InputError(f"{path} could not be read: {error.strerror or error}.") from error
 
@@ -73,7 +77,7 @@ def read_jsonl_stream(path: str | Path) -> FileRows:
 
 
 def stream_rows(name: str, argument: str) -> dict[str, Iterable[Mapping[str, Any]]]:
-    """Rows by split: of a .jsonl, .ndjson, .json, .parquet or .csv file (split `train`), of a folder of such files
+    """Rows by split: of a .jsonl, .jsonl.gz, .json, .parquet or .csv file (split `train`), of a folder of such files
     (`train.jsonl`, `test-….parquet`; another name is `train`) or of a dataset, or of a dataset on the Hub. Rows are
     read when they are gone through, not before.
 
@@ -87,8 +91,8 @@ def stream_rows(name: str, argument: str) -> dict[str, Iterable[Mapping[str, Any
     from datasets.exceptions import DatasetNotFoundError
 
     path = Path(name).expanduser()
-    suffix = path.suffix.lower()
-    if suffix in (".jsonl", ".ndjson", ".json", ".parquet", ".csv") and not path.is_dir():
+    suffix = data_suffix(path)
+    if suffix in (*SUFFIXES, ".csv") and not path.is_dir():
         if not path.is_file():
             raise InputError(f"{argument} {name}: there is no such file.")
         if suffix != ".csv":
