@@ -6,7 +6,7 @@ import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .errors import BuildError, InputError
 
@@ -109,7 +109,7 @@ def _is_zero3(args: TrainingArguments) -> bool:
 def _checkpoint_reentrantly(args: TrainingArguments) -> None:
     """Adapters under ZeRO-3 need it, until DeepSpeed#8130 is released: parameters that are gathered again do not look
     as they did to non-reentrant checkpointing."""
-    kwargs = args.activation_checkpointing_kwargs or {}
+    kwargs = cast("dict[str, Any]", args.activation_checkpointing_kwargs or {})  # a str is JSON on a command line
     if kwargs.get("use_reentrant") is False:
         from transformers.utils import logging
 
@@ -128,7 +128,11 @@ def _is_quantised(model: nn.Module) -> bool:
 class MergeReport:
     """What a merge did to the model: differences of summed log-probs of the same answers, nats, merged minus adapted.
 
-    `answers` were compared; `mean` and `largest` are of absolute differences a token.
+    Args:
+        path: the merged model's folder.
+        answers: how many were compared.
+        mean: of the absolute differences, a token.
+        largest: of the absolute differences, a token.
     """
 
     path: Path
@@ -171,7 +175,7 @@ def merge_adapter(adapter: str, output: str | Path, *, dtype: str = "bfloat16", 
     if getattr(model.config, "quantization_config", None) is not None and not force:
         raise InputError(
             f"The base model of {adapter!r} is stored quantised, and merging rounds the adapter to its grid. Merge "
-            "into the original base, or pass force=True (--force)."
+            "into the original base, or pass force=True (--allow-quantised)."
         )
     tokenizer = load_tokenizer(adapter)
     rows = [

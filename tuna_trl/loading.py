@@ -13,6 +13,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .data.hub_access import reach_options
 from .errors import BuildError, InputError
 
 
@@ -55,11 +56,19 @@ def load_model(name: str, *, trainable: bool = False, **kwargs: Any) -> PreTrain
 
         base = PeftConfig.from_pretrained(path).base_model_name_or_path
         return PeftModel.from_pretrained(load_model(base, dtype=dtype, **kwargs), path, is_trainable=trainable)
+    if reach := _reach(path, kwargs):
+        # the look for an adapter goes by these alone (transformers 5.23, auto_factory.py:303)
+        kwargs = {**kwargs, **reach, "adapter_kwargs": {**(kwargs.get("adapter_kwargs") or {}), **reach}}
     return _loading(name, lambda: AutoModelForCausalLM.from_pretrained(path, dtype=dtype, **kwargs))
 
 
 def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model by name (see [`load_model`]); of an adapter's folder without one, its base model's."""
+    """The tokenizer of a model by name; of an adapter's folder without one, its base model's.
+
+    Args:
+        name: see [`load_model`].
+        kwargs: for `AutoTokenizer.from_pretrained`.
+    """
     from transformers import AutoTokenizer
 
     path = resolve(name)
@@ -68,12 +77,20 @@ def load_tokenizer(name: str, **kwargs: Any) -> PreTrainedTokenizerBase:
         from peft import PeftConfig
 
         return load_tokenizer(PeftConfig.from_pretrained(path).base_model_name_or_path, **kwargs)
+    kwargs = {**kwargs, **_reach(path, kwargs)}
     return _loading(name, lambda: AutoTokenizer.from_pretrained(path, **kwargs))
 
 
 def resolve(name: str) -> str:
     """What transformers is given for `name`: the cache folder of the embedded model, else the name itself."""
     return str(embedded_model_path()) if name == EMBEDDED else name
+
+
+def _reach(path: str, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """[`reach_options`], unless the caller has said where to look."""
+    if kwargs.get("local_files_only") or kwargs.get("cache_dir"):
+        return {}
+    return reach_options(path, revision=kwargs.get("revision"))
 
 
 def embedded_model_path() -> Path:

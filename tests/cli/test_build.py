@@ -90,7 +90,7 @@ def test_several_servers_and_a_further_body_reach_the_sampler(called, asked, mon
     called(*asked[0], "--teacher", "m", "--base-url", urls[0], "--extra-body", '{"top_k": 0}')
     assert seen == [
         ("m", None, {"endpoints": urls, "concurrency": 32, "extra_body": None}),
-        ("m", urls[0], {"endpoints": None, "concurrency": 8, "extra_body": {"top_k": 0}}),
+        ("m", urls[0], {"endpoints": None, "extra_body": {"top_k": 0}}),
     ]
     code, out, err = called(*asked[0], "--teacher", "m", "--base-url", urls[0], "--extra-body", "top_k=0")
     assert code == 2 and "--extra-body 'top_k=0' is no JSON" in err

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from datasets import load_dataset
@@ -15,20 +14,7 @@ from tuna_trl.data.convert import to_kto, to_lmops, to_preference, to_sft
 from tuna_trl.data.convert.preference_export import preference_features
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*args):
-        from tuna_trl.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["tuna-trl", "convert", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
+VERB = "convert"  # of every `call`
 
 
 ROWS = [simple_row(i) for i in range(3)] + [simple_row(3, status="failed")]

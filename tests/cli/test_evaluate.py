@@ -3,27 +3,12 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 from doubles.openai_server import Habits, OpenAIServer
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*args):
-        from tuna_trl.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["tuna-trl", "evaluate", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return run
+VERB = "evaluate"  # of every `call`
 
 
 @pytest.fixture
@@ -171,14 +156,3 @@ def test_one_model_has_no_opponent_and_a_paid_judge_needs_a_cap(call, vicuna, tm
         "vicuna-qa", *args, "--judge", tiny_folder, "--protocol", "v3", "--against", vicuna / "two.jsonl"
     )
     assert code == 2 and "--protocol 'v3'" in err
-
-
-def test_help_loads_nothing_heavy():
-    code = (
-        "import sys\n"
-        "sys.argv = ['tuna-trl', 'evaluate', '--help']\n"
-        "from tuna_trl.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

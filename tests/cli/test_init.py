@@ -15,21 +15,9 @@ from tuna_trl.cli.run import options_of_verbs
 from tuna_trl.pipelines.recipe import plan, read_recipe
 
 
-@pytest.fixture
-def call(monkeypatch, capsys, tmp_path):
-    """Run the command in this process, in an empty folder; returns (exit code, stdout, stderr)."""
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-
-    def run(*args):
-        from tuna_trl.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["tuna-trl", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return run
 
 
 def rows(path, *content):
@@ -51,12 +39,19 @@ def test_without_a_terminal_the_defaults_run_anywhere(call, tmp_path):
     assert "bf16" not in recipe["defaults"]["train"]
 
 
-def test_nothing_is_overwritten_without_force(call, tmp_path):
+def test_nothing_is_overwritten_unless_asked_for(call, tmp_path):
     (tmp_path / "mine.yaml").write_text("mine")
     code, _, err = call("init", "mine.yaml", "--card", 0)
-    assert code == 2 and "--force" in err and (tmp_path / "mine.yaml").read_text() == "mine"
-    assert call("init", "mine.yaml", "--card", 0, "--force")[0] == 0
+    assert code == 2 and "--overwrite" in err and (tmp_path / "mine.yaml").read_text() == "mine"
+    assert call("init", "mine.yaml", "--card", 0, "--overwrite")[0] == 0
     assert steps_of(tmp_path / "mine.yaml")
+
+
+def test_the_flag_of_before_still_works_and_says_what_it_is_called_now(call, tmp_path):
+    (tmp_path / "mine.yaml").write_text("mine")
+    code, out, err = call("init", "mine.yaml", "--card", 0, "--force")
+    assert code == 0 and "--force is deprecated" in err and "--overwrite" in err and "deprecated" not in out
+    assert "--force" not in call("init", "--help")[1]
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 
 import pytest
 from doubles.anthropic_server import AnthropicServer
@@ -15,22 +14,6 @@ from tuna_trl.errors import InputError
 
 KEY = "sk-ant-planted-5e6f7a8b"
 MERIT = {"good": 5, "fair": 3, "poor": 1}
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*args):
-        from tuna_trl.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["tuna-trl", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return stop.value.code or 0, out, err
-
-    return run
 
 
 @pytest.fixture

@@ -21,22 +21,7 @@ from tuna_trl.data.hub import save_ranked
 
 VERBS = sorted(verb for verb in options_of_verbs() if verb)
 HEAVY = {"torch", "transformers", "datasets", "trl", "anthropic", "openai", "numpy", "pyarrow", "rich.console"}
-
-
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*args):
-        from tuna_trl.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["tuna-trl", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return run
+HEAVY.add("huggingface_hub")
 
 
 @pytest.fixture
@@ -48,7 +33,7 @@ def test_the_help_of_every_verb_loads_nothing_heavy():
     """One interpreter for all: what one of them loads, the last line shows."""
     code = (
         "import sys\nfrom tuna_trl.cli import main\n"
-        f"for verb in {VERBS!r}:\n"
+        f"for verb in {['', *VERBS]!r}:\n"
         "    sys.argv = ['tuna-trl', *verb.split(), '--help']\n"
         "    try:\n        main()\n    except SystemExit as stop:\n        assert not stop.code, verb\n"
         f"print(sorted({HEAVY!r} & set(sys.modules)))\n"
@@ -90,6 +75,8 @@ def test_an_unknown_verb_is_named_with_the_nearest(call):
         ["run", "nowhere.yaml"],
         ["ablate", "nowhere.yaml"],
         ["merge", "./nowhere", "--output", "o"],
+        ["generate", "--model", "embedded", "--prompts", "nowhere.jsonl"],
+        ["generate", "--model", "./nowhere", "--prompt", "a"],
         ["push", "nowhere", "owner/name"],
         ["init", "x.yaml", "--prompts", "nowhere.jsonl", "--yes"],
         ["evaluate", "super-ni", "--model", "embedded", "--data", "nowhere", "--output", "o"],
@@ -137,21 +124,31 @@ def test_import_and_convert_are_told_where_to_write_once(call, folder, tmp_path)
     assert call("convert", tmp_path / "a", "--output", tmp_path / "b", "--to", "preference")[0] == 0
 
 
-def test_json_is_all_that_stdout_holds(folder, tmp_path, tiny_folder):
-    env = {**os.environ, "HF_HUB_OFFLINE": "1"}
+def test_json_is_all_that_stdout_holds(folder, tmp_path, tiny_folder, call):
     lengths = ["--num_responses", "2", "--prompt_length", "8", "--response_length", "8"]
     given = ["--model_name_or_path", tiny_folder, "--dataset_name", folder, "--output_dir", tmp_path / "o"]
     ranking = ["evaluate", "ranking", "--model", tiny_folder, "--data", folder, "--split", "train"]
+    (tmp_path / "p.jsonl").write_text(json.dumps({"prompt": "say", "reference": "it is"}) + "\n")
+    (tmp_path / "r.jsonl").write_text(json.dumps({"prompt": "say", "reference": "a", "responses": ["a", "b"]}) + "\n")
+    drawn = ["--prompts", tmp_path / "p.jsonl", "--model", tiny_folder, "--max-new-tokens", 4]
+    given_rows = ["rank", "--data", tmp_path / "r.jsonl"]
     for args, key in [
+        (["build", "teacher", *drawn, "--rank-truncated", "--output", tmp_path / "t"], "rows"),
+        (["build", "teacher", *drawn, "--output", tmp_path / "t2", "--dry-run"], "output_tokens"),
+        (["build", "judge", *drawn, "--output", tmp_path / "j"], "judgments"),
+        (["build", "judge", *drawn, "--output", tmp_path / "j2", "--dry-run"], "questions"),
+        ([*given_rows, "--judge", "reference", "--output", tmp_path / "g"], "judgments"),
+        ([*given_rows, "--teacher", tiny_folder, "--output", tmp_path / "g2"], "status"),
+        (["rank", "--from-judgments", tmp_path / "g", "--output", tmp_path / "g3"], "rows"),
+        (["generate", "--model", tiny_folder, "--prompt", "say", "--max-new-tokens", 4], "answers"),
         (["validate", folder], "findings"),
         (["env"], "torch"),
         (["estimate", *given, *lengths], "verdict"),
         ([*ranking, "--output", tmp_path / "r"], "models"),
     ]:
-        command = [sys.executable, "-m", "tuna_trl", *map(str, args), "--json"]
-        done = subprocess.run(command, capture_output=True, text=True, env=env)
-        assert done.returncode == 0, done.stderr
-        assert key in json.loads(done.stdout)
+        code, out, err = call(*args, "--json")
+        assert code == 0, err
+        assert key in json.loads(out), args
 
 
 def test_commands_end_with_the_next_one(call, folder, tmp_path, tiny_folder):
@@ -178,6 +175,35 @@ def test_commands_end_with_the_next_one(call, folder, tmp_path, tiny_folder):
     ):
         code, out, err = call(*args)
         assert code == 0 and out.rstrip().splitlines()[-1].startswith("Next"), (args, out, err)
+
+
+def test_a_dry_run_shows_what_the_files_will_hold_that_it_names(call, tmp_path):
+    recipe = {"output": str(tmp_path / "run"), "model": "embedded", "defaults": {"train": {"use_peft": True}}}
+    stages = [{"train": {"learning_rate": 1e-4, "data": "me/rows"}}]
+    (tmp_path / "r.yaml").write_text(yaml.safe_dump(recipe | {"stages": stages}))
+    code, out, err = call("run", tmp_path / "r.yaml", "--dry-run")
+    assert code == 0 and "train_1.yaml is written when the stage starts, and holds:" in out, err
+    shown = out.partition("and holds:\n")[2].partition("Next: ")[0]
+    held = yaml.safe_load(shown)
+    assert held["learning_rate"] == 1e-4 and held["use_peft"] is True and held["dataset_name"] == "me/rows"
+    assert not (tmp_path / "run").exists()
+
+
+def test_merge_asks_by_name_for_a_quantised_base(call, monkeypatch, tmp_path):
+    from tuna_trl.adapters import MergeReport
+
+    forced = []
+
+    def merge_adapter(adapter, output, *, dtype, force):
+        forced.append(force)
+        return MergeReport(output, 8, 0.0, 0.0)
+
+    monkeypatch.setattr("tuna_trl.adapters.merge_adapter", merge_adapter)
+    for flags in ([], ["--allow-quantised"], ["--force"]):
+        code, out, err = call("merge", "adapter", "--output", tmp_path / "m", *flags)
+        assert code == 0 and f"tuna-trl generate --model {tmp_path / 'm'} --prompt" in out
+        assert ("--force is deprecated" in err) == (flags == ["--force"])
+    assert forced == [False, True, True]
 
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*(?:3[0-8]|4[0-8]|9[0-7]|10[0-7])[0-9;]*m")
@@ -264,7 +290,8 @@ def test_an_interrupted_training_goes_on_from_its_checkpoint(tmp_path, tiny_fold
     command = [sys.executable, "-m", "tuna_trl", "train", *map(str, given), "--max_steps", str(last + 1)]
     again = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"})
     assert again.returncode == 0 and "Going on from" in again.stdout, again.stderr
-    assert "Next: tuna-trl evaluate ranking" in again.stdout
+    assert "Next, ask it: tuna-trl generate" in again.stdout
+    assert again.stdout.rstrip().splitlines()[-1].startswith("Next, did it help: tuna-trl evaluate ranking")
 
 
 def test_an_interrupted_run_lets_its_stage_end_and_goes_on(tmp_path, tiny_folder):

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 
 import pytest
 
@@ -17,20 +15,7 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def call(monkeypatch, capsys):
-    """Run the command in this process; returns (exit code, stdout, stderr)."""
-
-    def run(*args):
-        from tuna_trl.cli import main
-
-        monkeypatch.setattr(sys, "argv", ["tuna-trl", "rank", *map(str, args)])
-        with pytest.raises(SystemExit) as stop:
-            main()
-        out, err = capsys.readouterr()
-        return stop.value.code, out, err
-
-    return run
+VERB = "rank"  # of every `call`
 
 
 @pytest.fixture
@@ -123,14 +108,3 @@ def test_a_server_that_cannot_score_given_text_is_said_with_the_ways_out(call, d
     with OpenAIServer(Habits(scores_prompts=False)) as server:
         code, _, err = call("--teacher", "m", "--data", data, "--output", tmp_path / "o", "--base-url", server.url)
     assert code == 1 and "does not score prompts" in err and "llama.cpp" in err and "Traceback" not in err
-
-
-def test_help_loads_nothing_heavy():
-    code = (
-        "import sys\n"
-        "sys.argv = ['tuna-trl', 'rank', '--help']\n"
-        "from tuna_trl.cli import main\n"
-        "try:\n    main()\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
-        "assert not {'torch', 'transformers', 'datasets'} & set(sys.modules)\n"
-    )
-    subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)

@@ -23,6 +23,7 @@ from . import (
     env,
     estimate,
     evaluate,
+    generate,
     import_,
     init,
     merge,
@@ -40,6 +41,7 @@ from . import (
 _KEPT = {
     "build": "What was received is journalled; run the same command again to go on.",
     "rank": "What was received is journalled; run the same command again to go on.",
+    "generate": "With --output, what was answered is kept; run the same command again to go on.",
     "evaluate": "What was answered is kept; run the same command again to go on.",
     "train": "Checkpoints in output_dir are kept (one every save_steps); the same command goes on from the last one.",
     "run": "Finished stages are kept, and what the one at work had received; run the same command again to go on.",
@@ -84,6 +86,7 @@ app.command("convert")(convert.convert)
 app.command("validate")(validate.validate)
 app.command("train", context_settings=train.CONTEXT)(train.train)
 app.command("estimate", context_settings=train.CONTEXT)(estimate.estimate)
+app.command("generate")(generate.generate)
 app.command("merge")(merge.merge)
 app.command("run")(run.run)
 app.command("ablate")(ablate.ablate)

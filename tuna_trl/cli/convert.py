@@ -47,7 +47,7 @@ def convert(
         int | None, typer.Option(help="lmops: the best so many of each row; default: all, the same number in each.")
     ] = None,
     split: Annotated[str | None, typer.Option(help="This split only.")] = None,
-    overwrite: Annotated[bool, typer.Option(help="Replace what stands at OUT.")] = False,
+    overwrite: Annotated[bool, typer.Option(help="Replace what stands at OUTPUT.")] = False,
 ) -> None:
     """Write ranked rows as TRL's trainers or the paper's code read them. Ties never make a pair, and only rows whose
     status is ok or partial are written."""

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from .options import Adapters, BaseUrl, BatchTokens, BenchmarkLimit, Dtype, Json, Models, Results, Template
+from .telling import print_json
+
 
 if TYPE_CHECKING:
     from ..evaluation.candidates import Candidate
@@ -20,33 +23,19 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-Models = Annotated[
-    list[str],
-    typer.Option("--model", help="A Hub id, a folder or 'embedded'; repeatable. With --base-url a server's id."),
-]
-Adapters = Annotated[
-    list[str] | None, typer.Option("--adapter", help="An adapter's folder, on the first --model; repeatable.")
-]
-Output = Annotated[Path, typer.Option(help="Folder of the results; run again to go on after an interruption.")]
-Limit = Annotated[int | None, typer.Option(min=1, help="Fewer: the first so many (of each task and template).")]
-Dtype = Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")]
-BaseUrl = Annotated[str | None, typer.Option(help="An OpenAI-compatible server, as http://host:8000/v1.")]
 MaxCost = Annotated[float | None, typer.Option(help="Most that paid servers and judges may cost, USD; inf: any.")]
-BatchTokens = Annotated[int, typer.Option(help="Tokens (prompts and answers) of one forward pass; less memory: less.")]
 MaxNewTokens = Annotated[int, typer.Option(help="Tokens of an answer.")]
-Json = Annotated[bool, typer.Option("--json", help="Print the results as JSON and nothing else.")]
-Template = Annotated[str, typer.Option(help="chat (the model's), raw (the bare prompt) or alpaca.")]
 
 
 @app.command("super-ni")
 def super_ni(
     model: Models,
     data: Annotated[Path, typer.Option(help="A clone of allenai/natural-instructions (tasks/ and splits/).")],
-    output: Output,
+    output: Results,
     adapter: Adapters = None,
     shots: Annotated[int, typer.Option(min=0, help="Positive examples in the prompt; 0 and 2 in papers.")] = 2,
     template: Template = "chat",
-    limit: Limit = None,
+    limit: BenchmarkLimit = None,
     max_source_length: Annotated[int, typer.Option(help="Tokens of a prompt; longer ones lose examples.")] = 1024,
     max_new_tokens: MaxNewTokens = 128,
     dtype: Dtype = "float32",
@@ -75,7 +64,7 @@ def super_ni(
 def lmentry(
     model: Models,
     data: Annotated[Path, typer.Option(help="A clone of aviaefrat/lmentry, or its folder data.")],
-    output: Output,
+    output: Results,
     adapter: Adapters = None,
     template: Template = "raw",
     truncate: Annotated[
@@ -84,7 +73,7 @@ def lmentry(
     core_only: Annotated[
         bool, typer.Option("--core-only", help="The 25 core tasks; no robustness, no score.")
     ] = False,
-    limit: Limit = None,
+    limit: BenchmarkLimit = None,
     max_new_tokens: MaxNewTokens = 50,
     dtype: Dtype = "float32",
     batch_tokens: BatchTokens = 32_768,
@@ -109,13 +98,13 @@ def lmentry(
 def ranking(
     model: Models,
     data: Annotated[str, typer.Option(help="A ranked dataset: a folder, a file of rows or a Hub id.")],
-    output: Output,
+    output: Results,
     adapter: Adapters = None,
     split: Annotated[str | None, typer.Option(help="Its split; default: test, or the only one.")] = None,
     length_exponent: Annotated[float, typer.Option(help="Score = log-prob / tokens ** this.")] = 1.0,
     max_length: Annotated[int | None, typer.Option(help="Tokens of a prompt with one response.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Rows in one forward pass.")] = 8,
-    limit: Limit = None,
+    limit: BenchmarkLimit = None,
     dtype: Dtype = "float32",
     as_json: Json = False,
 ) -> None:
@@ -151,7 +140,7 @@ def vicuna_qa(
         typer.Option("--model", help="A Hub id, a folder, 'embedded', or a .jsonl of answers; repeatable."),
     ],
     data: Annotated[Path, typer.Option(help="Folder with question.jsonl and the judge's prompts (FastChat).")],
-    output: Output,
+    output: Results,
     judge: Annotated[str, typer.Option(help="claude, a Claude model id, a server's model id, or a local model.")],
     judge_base_url: Annotated[
         str | None, typer.Option(help="The judge is behind this OpenAI-compatible server.")
@@ -163,7 +152,7 @@ def vicuna_qa(
     protocol: Annotated[str, typer.Option(help="v2 (two games) or v1 (scores, as in papers of 2023).")] = "v2",
     prompts: Annotated[Path | None, typer.Option(help="Folder of the judge's prompts; default: DATA.")] = None,
     template: Template = "chat",
-    limit: Limit = None,
+    limit: BenchmarkLimit = None,
     max_new_tokens: MaxNewTokens = 1024,
     dtype: Dtype = "float32",
     batch_tokens: BatchTokens = 32_768,
@@ -297,14 +286,12 @@ def _run(
     as_json: bool,
     following: str,
 ) -> None:
-    import json
-
     from ..evaluation.runner import run
 
     evaluation = run(benchmark, candidates, output, max_cost=max_cost)
     _plot(evaluation, output)
     if as_json:
-        typer.echo(json.dumps(evaluation.to_json(), ensure_ascii=False, indent=1))
+        print_json(evaluation.to_json())
         return
     typer.echo(evaluation.to_markdown().split("\n## ")[0].split("\n**Settings**")[0].rstrip())
     typer.echo(f"\nResults in {output}: results.json, results.md, plots/, predictions/.")

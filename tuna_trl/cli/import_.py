@@ -8,12 +8,13 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import HubConfig, Revision
 from .sources import one_output
 
 
 def import_(
     source: Annotated[
-        str, typer.Argument(help="A .jsonl, .json, .parquet or .csv file, a folder, or a dataset's Hub id.")
+        str, typer.Argument(help="A .jsonl(.gz), .json, .parquet or .csv file, a folder, or a dataset's Hub id.")
     ],
     output: Annotated[Path | None, typer.Argument(help="Folder of the ranked dataset.")] = None,
     output_option: Annotated[Path | None, typer.Option("--output", help="The same, by its flag.")] = None,
@@ -22,6 +23,8 @@ def import_(
     ] = None,
     skip_unreadable: Annotated[bool, typer.Option(help="Leave out rows that cannot be read, and count them.")] = False,
     drop_rest: Annotated[bool, typer.Option(help="Keep no columns that a ranked row has no place for.")] = False,
+    revision: Revision = None,
+    config: HubConfig = None,
 ) -> None:
     """Read other projects' data as ranked rows: preference pairs, Nectar, UltraFeedback, SHP, hh-rlhf, AlpacaEval and
     others. Nothing is guessed: a response without a score or rank stays unranked."""
@@ -37,7 +40,7 @@ def import_(
     output = one_output(output, output_option)
     known = None if shape is None else find_shape(shape)
     tally, ranks, splits = Counter(), Counter(), []
-    for split, rows in open_rows(source, "SRC").items():
+    for split, rows in open_rows(source, "SRC", revision=revision, config=config).items():
         ranked = imported_rows(named(rows, split), known, skip=skip_unreadable, keep_rest=not drop_rest, tally=tally)
         first = next(ranked, None)  # a split without rows cannot be loaded again
         if first is not None:

@@ -11,8 +11,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .telling import renamed
 
-_FILES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv")
+
+_FILES = (".jsonl", ".ndjson", ".json", ".parquet", ".csv", ".jsonl.gz", ".ndjson.gz")
 _DEMO = "demo:train"
 _GIVEN = "given"
 
@@ -39,7 +41,8 @@ def init(
     seed: Annotated[int, typer.Option(help="Seed of every stage.")] = 0,
     output: Annotated[Path | None, typer.Option(help="Folder of everything; default: runs/ and PATH's name.")] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Ask nothing: flags and defaults.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace PATH if it is there.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace PATH if it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", hidden=True)] = False,
 ) -> None:
     """Write a recipe to start from, with a comment on each line that you may want to change. Asks for model, data, who
     ranks and the card's memory, what flags do not say; without a terminal or with --yes it takes defaults."""
@@ -48,8 +51,9 @@ def init(
 
     if path.is_dir():
         raise InputError(f"PATH {path} is a folder; name the file, as {path / 'tuna.yaml'}.")
-    if path.exists() and not force:
-        raise InputError(f"{path} is there already; name another file, or replace it with --force.")
+    overwrite = renamed(force, overwrite, "--force", "--overwrite")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} is there already; name another file, or replace it with --overwrite.")
     if prompts is not None and data is not None:
         raise InputError("--prompts and --data were both given: responses are sampled, or they are there already.")
     if judge is not None and teacher is not None:
@@ -76,7 +80,7 @@ def init(
         seed=seed,
     )
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w" if force else "x", encoding="utf-8") as file:
+    with path.open("w" if overwrite else "x", encoding="utf-8") as file:
         file.write(text)
     typer.echo(f"Written: {path}. Look it over; each line says what it is for.")
     typer.echo(f"Next: tuna-trl run {path} --dry-run   (then without --dry-run)")
@@ -109,13 +113,13 @@ def _first_row(name: str, flag: str) -> dict[str, Any] | None:
     from ..errors import InputError
 
     path = Path(name).expanduser()
-    if name.startswith("demo:") or path.suffix.lower() not in _FILES:
+    if name.startswith("demo:") or not name.lower().endswith(_FILES):
         return None
     if not path.is_file():
         raise InputError(f"{flag} {name}: there is no such file.")
-    from ..data.row_streams import stream_rows
+    from .sources import load_data
 
-    row = next(iter(next(iter(stream_rows(name, flag).values()))), None)
+    row = next(iter(next(iter(load_data(name, flag).values()))), None)
     if row is None:
         raise InputError(f"{flag} {name}: the file has no row.")
     return dict(row)

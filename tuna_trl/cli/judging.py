@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from .telling import tell
 
 
 if TYPE_CHECKING:
@@ -29,11 +31,9 @@ Options = Annotated[
         "base_url=http://host:8000/v1, rubric=rubric.md, scale=[1,10]; may be repeated.",
     ),
 ]
-Prices = Annotated[Path | None, typer.Option(help="A YAML of prices, laid over ours.")]
 Repeats = Annotated[int, typer.Option(help="Judgments a row, each in another order of the candidates.")]
 TieDelta = Annotated[float, typer.Option(help="Scores this close are ties.")]
 MaxMalformed = Annotated[int, typer.Option(help="How often a malformed verdict is asked for again.")]
-MaxCost = Annotated[float | None, typer.Option(help="Most that a paid judge may cost, USD; inf: any.")]
 SkipOverBudget = Annotated[
     bool, typer.Option("--skip-over-budget", help="Rows that do not fit the cap become over_budget; else: stop.")
 ]
@@ -138,24 +138,27 @@ def finish(
     config: JudgeBuildConfig,
     afterwards: Afterwards,
     output: Path,
-) -> Path:
-    """Filter, write, and say what came out."""
+    as_json: bool,
+) -> tuple[Path, dict[str, Any]]:
+    """Filter, write, and say what came out: the folder, and the figures for the JSON."""
     from ..build.min_agreement import filter_agreement
     from ..build.summary import summarise_judge_build
     from ..data.hub import save_ranked
 
     summary = summarise_judge_build(ranked, judgments)
+    found: dict[str, Any] = {"judgments": summary.to_json()}
     if afterwards.min_agreement is not None:
         ranked, filtered = filter_agreement(ranked, afterwards.min_agreement, mark=afterwards.mark_disagreement)
-        typer.echo(filtered.told())
+        tell(filtered.told(), as_json)
+        found["agreement"] = filtered.to_json()
     path = save_ranked(ranked, output, judgments=judgments)
-    typer.echo(summary.table())
+    tell(summary.table(), as_json)
     if afterwards.canary:
-        _canary(ranked, judge, config, afterwards.canary)
-    return path
+        found["canary"] = _canary(ranked, judge, config, afterwards.canary, as_json)
+    return path, found
 
 
-def _canary(ranked: DatasetDict, judge: Judge, config: JudgeBuildConfig, sample: int) -> None:
+def _canary(ranked: DatasetDict, judge: Judge, config: JudgeBuildConfig, sample: int, as_json: bool) -> dict[str, Any]:
     """Plant an order in some responses and see whether the judge obeys; within what is left of the cap."""
     import math
 
@@ -177,7 +180,8 @@ def _canary(ranked: DatasetDict, judge: Judge, config: JudgeBuildConfig, sample:
             max_malformed=config.max_malformed,
             show_progress=config.show_progress,
         )
-    typer.echo(report.table())
+    tell(report.table(), as_json)
+    return {**asdict(report), "verdict": report.verdict}
 
 
 def _pairs(options: Sequence[str] | None) -> dict[str, Any]:

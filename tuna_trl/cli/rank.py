@@ -9,7 +9,32 @@ from typing import Annotated, Any
 import typer
 
 from . import judging
-from .sources import LOOKED, Engine, done, journal_beside, set_journal_aside
+from .options import (
+    BaseUrls,
+    Concurrency,
+    DatasetFolder,
+    DryRun,
+    Dtype,
+    Engine,
+    ExtraBody,
+    GpusPerWorker,
+    IncludeEos,
+    JournalFile,
+    Json,
+    LengthExponent,
+    Limit,
+    MaxCost,
+    NoResume,
+    OnEngine,
+    Paid,
+    Prices,
+    RankTruncated,
+    RetryFailed,
+    System,
+    Workers,
+)
+from .sources import done, journal_beside, load_data, looked, server_flags, set_journal_aside
+from .telling import tell
 
 
 # options by who ranks; what is in none of them is for all
@@ -30,7 +55,7 @@ _OF = {
 
 def rank(
     context: typer.Context,
-    output: Annotated[Path, typer.Option(help="Folder of the ranked dataset.")],
+    output: DatasetFolder,
     data: Annotated[
         str | None,
         typer.Option(
@@ -51,49 +76,34 @@ def rank(
     from_judgments: Annotated[
         Path | None, typer.Option(help="A folder with a judge's replies: compute the ranks again, ask nobody.")
     ] = None,
-    base_url: Annotated[
-        list[str] | None,
-        typer.Option(help="A vLLM server, as http://host:8000/v1; may be repeated. Key: OPENAI_API_KEY."),
-    ] = None,
-    extra_body: Annotated[str | None, typer.Option(help="With --base-url: more of each request, as JSON.")] = None,
-    system: Annotated[str | None, typer.Option(help="With --base-url: a system prompt before every prompt.")] = None,
-    include_eos: Annotated[
-        bool | None, typer.Option(help="With --base-url: whether the end token's log-prob counts; default: it does.")
-    ] = None,
-    paid: Annotated[
-        bool | None, typer.Option("--paid/--free", help="With --base-url: whether it costs; default: https does.")
-    ] = None,
-    prices: judging.Prices = None,
-    concurrency: Annotated[int | None, typer.Option(help="With --base-url: requests at once; default: 8.")] = None,
-    max_cost: Annotated[float | None, typer.Option(help="Most that a paid ranker may cost, USD; inf: any.")] = None,
-    length_exponent: Annotated[
-        float, typer.Option(help="Score = summed log-prob / tokens ** this; 1 = mean, 0 = sum.")
-    ] = 1.0,
+    base_url: BaseUrls = None,
+    extra_body: ExtraBody = None,
+    system: System = None,
+    include_eos: IncludeEos = None,
+    paid: Paid = None,
+    prices: Prices = None,
+    concurrency: Concurrency = None,
+    max_cost: MaxCost = None,
+    length_exponent: LengthExponent = 1.0,
     tie_delta: Annotated[
         float | None,
         typer.Option(help="Scores this close are ties (nats a token; a judge's points); default: 0, or as judged."),
     ] = None,
-    rank_truncated: Annotated[bool, typer.Option(help="Rank responses that their sampler cut too.")] = False,
+    rank_truncated: RankTruncated = False,
     max_length: Annotated[
         int | None, typer.Option(help="Tokens of a prompt with one response; default: the teacher's context.")
     ] = None,
-    dtype: Annotated[str, typer.Option(help="float32, bfloat16, float16 or auto.")] = "float32",
+    dtype: Dtype = "float32",
     batch_size: Annotated[int, typer.Option(help="Rows in one forward pass.")] = 8,
-    limit: Annotated[int | None, typer.Option(help="The first so many rows of each split only.")] = None,
+    limit: Limit = None,
     overwrite_ranks: Annotated[bool, typer.Option(help="Drop the ranks that another teacher has given.")] = False,
-    journal: Annotated[
-        Path | None, typer.Option(help="Where scores are kept; default: OUTPUT.journal.sqlite.")
-    ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what it takes and costs; rank nothing.")] = False,
-    retry_failed: Annotated[
-        bool, typer.Option("--retry-failed", help="Ask a server again for what it did not answer.")
-    ] = False,
-    no_resume: Annotated[bool, typer.Option("--no-resume", help="Begin anew; the journal is set aside.")] = False,
-    engine: Annotated[Engine, typer.Option(help="ray: a local teacher on the machines of a Ray cluster.")] = (
-        Engine.local
-    ),
-    workers: Annotated[int, typer.Option(help="With --engine ray: teachers at once.")] = 1,
-    gpus_per_worker: Annotated[float, typer.Option(help="With --engine ray: GPUs of each.")] = 0.0,
+    journal: JournalFile = None,
+    dry_run: DryRun = False,
+    retry_failed: RetryFailed = False,
+    no_resume: NoResume = False,
+    engine: OnEngine = Engine.local,
+    workers: Workers = 1,
+    gpus_per_worker: GpusPerWorker = 0.0,
     protocol: judging.Protocol = None,
     judge_option: judging.Options = None,
     repeats: judging.Repeats = 1,
@@ -110,6 +120,7 @@ def rank(
     forget_batch: judging.ForgetBatch = None,
     skip_over_budget: judging.SkipOverBudget = False,
     seed: Annotated[int, typer.Option(help="With --judge: of the order in which candidates are shown.")] = 0,
+    as_json: Json = False,
 ) -> None:
     """Rank given responses; nothing is sampled. A teacher ranks by their length-normalised log-likelihood: here, on a
     Ray cluster, or behind a vLLM server with --base-url. A judge reads them. Run the same command again after an
@@ -120,7 +131,7 @@ def rank(
     _check_mode(context, {"--teacher": teacher, "--judge": judge, "--from-judgments": from_judgments})
     afterwards = judging.Afterwards(min_agreement, mark_disagreement, canary)
     if from_judgments is not None:
-        return _again(from_judgments, output, tie_delta, repeats_used, afterwards)
+        return _again(from_judgments, output, tie_delta, repeats_used, afterwards, as_json)
     if data is None:
         raise InputError("--data is missing: the file, folder or Hub id with the responses to rank.")
     if judge is not None:
@@ -142,10 +153,9 @@ def rank(
         afterwards.check(repeats)
         reader = judging.judge_from_flags(judge, protocol, judge_option, prices=prices)
         judging.forget_batches(settings.journal, forget_batch)
-        return _by_judge(data, reader, settings, afterwards, output, no_resume)
+        return _by_judge(data, reader, settings, afterwards, output, no_resume, as_json)
     from ..build.processes import my_share
     from ..build.rank import RankConfig, rank_folder, refuse_anthropic
-    from ..data.row_streams import stream_rows
 
     refuse_anthropic(teacher)  # before anything is loaded
     config = RankConfig(
@@ -160,39 +170,20 @@ def rank(
         retry_failed=retry_failed,
         max_cost=max_cost,
     )
-    share = my_share()
-    if share.world > 1 and (dry_run or no_resume or base_url or engine is Engine.ray):
-        flag = "--dry-run" if dry_run else "--no-resume" if no_resume else "--base-url" if base_url else "--engine ray"
-        raise InputError(f"{flag} is for one process, and {share.world} were launched: run it without the launcher.")
     server = {"extra_body": extra_body, "system": system, "include_eos": include_eos, "paid": paid, "prices": prices}
     server |= {"concurrency": concurrency}
-    if not base_url and (given := [name for name, value in server.items() if value is not None]):
-        raise InputError(f"--{given[0].replace('_', '-')} is for a teacher behind a server; name it with --base-url.")
-    if base_url and engine is Engine.ray:
-        raise InputError("--engine ray is for a local teacher; servers are named by repeating --base-url.")
-    rows = stream_rows(data, "--data")
-    if base_url:
-        scorer = _server_scorer(teacher, base_url, **server)
-    elif engine is Engine.ray:
-        from ..build.ray_scoring import RayScorer
-
-        make = functools.partial(_local_scorer, teacher, dtype)
-        scorer = RayScorer(make, name=teacher, workers=workers, gpus=gpus_per_worker)
-    else:
-        for split in rows.values():  # a file that is broken at its first row is to be said before a model is loaded
-            next(iter(split), None)
-        scorer = _local_scorer(teacher, dtype)
+    behind = server_flags(base_url, engine, server, alone={"--dry-run": dry_run, "--no-resume": no_resume})
+    rows = load_data(data, "--data")
+    scorer = _scorer(str(teacher), dtype, rows, behind, engine, workers, gpus_per_worker)
     if dry_run:
         from ..build.rank_dry_run import rank_dry_run
 
-        typer.echo(rank_dry_run(rows, scorer, config).table())
-        typer.echo(LOOKED)
-        return
+        return looked(rank_dry_run(rows, scorer, config), as_json)
     if no_resume:
         set_journal_aside(config.journal)
     path = rank_folder(rows, scorer, output, config)
-    if share.first:
-        done(path)
+    if my_share().first:
+        done(path, as_json)
 
 
 def _check_mode(context: typer.Context, rankers: dict[str, Any]) -> None:
@@ -213,19 +204,30 @@ def _check_mode(context: typer.Context, rankers: dict[str, Any]) -> None:
 
 
 def _by_judge(
-    data: str, judge: Any, config: Any, afterwards: judging.Afterwards, output: Path, no_resume: bool
+    data: str,
+    judge: Any,
+    config: Any,
+    afterwards: judging.Afterwards,
+    output: Path,
+    no_resume: bool,
+    as_json: bool,
 ) -> None:
     from ..build.judge_given import rank_by_judge
-    from ..data.row_streams import stream_rows
 
     if no_resume:
         set_journal_aside(config.journal)
-    ranked, judgments = rank_by_judge(stream_rows(data, "--data"), judge, config)
-    done(judging.finish(ranked, judgments, judge, config, afterwards, output))
+    ranked, judgments = rank_by_judge(load_data(data, "--data"), judge, config)
+    path, found = judging.finish(ranked, judgments, judge, config, afterwards, output, as_json)
+    done(path, as_json, **found)
 
 
 def _again(
-    folder: Path, output: Path, tie_delta: float | None, repeats: list[int] | None, afterwards: judging.Afterwards
+    folder: Path,
+    output: Path,
+    tie_delta: float | None,
+    repeats: list[int] | None,
+    afterwards: judging.Afterwards,
+    as_json: bool,
 ) -> None:
     """The ranks of judged rows, computed again from what the judge said."""
     from datasets import load_dataset
@@ -241,17 +243,37 @@ def _again(
         )
     judgments = load_dataset(str(folder), "judgments")
     ranked = rank_from_judgments(load_ranked(folder), judgments, tie_delta=tie_delta, repeats=repeats)
+    found: dict[str, Any] = {}
     if afterwards.min_agreement is not None:
         ranked, filtered = filter_agreement(ranked, afterwards.min_agreement, mark=afterwards.mark_disagreement)
-        typer.echo(filtered.told())
-    done(save_ranked(ranked, output, judgments=judgments))
+        tell(filtered.told(), as_json)
+        found["agreement"] = filtered.to_json()
+    done(save_ranked(ranked, output, judgments=judgments), as_json, **found)
 
 
-def _server_scorer(model: str, urls: list[str], **options: Any) -> Any:
-    from ..clients.prompt_logprobs import PromptScorer
-    from .sources import server_sampler
+def _scorer(
+    name: str,
+    dtype: str,
+    rows: Any,
+    server: dict[str, Any] | None,
+    engine: Engine,
+    workers: int,
+    gpus_per_worker: float,
+) -> Any:
+    """What scores: behind servers, on a Ray cluster, or here."""
+    if server is not None:
+        from ..clients.prompt_logprobs import PromptScorer
+        from .sources import server_sampler
 
-    return PromptScorer(server_sampler(model, urls, **options))
+        return PromptScorer(server_sampler(name, **server))
+    if engine is Engine.ray:
+        from ..build.ray_scoring import RayScorer
+
+        make = functools.partial(_local_scorer, name, dtype)
+        return RayScorer(make, name=name, workers=workers, gpus=gpus_per_worker)
+    for split in rows.values():  # a file that is broken at its first row is to be said before a model is loaded
+        next(iter(split), None)
+    return _local_scorer(name, dtype)
 
 
 def _local_scorer(name: str, dtype: str) -> Any:

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from .options import Revision
+
 
 def report(
     dataset: Annotated[str, typer.Argument(help="A ranked dataset's folder, a file of rows, or a Hub id.")],
@@ -17,12 +19,14 @@ def report(
     run: Annotated[
         Path | None, typer.Option(help="Folder of a training on it: adds curves, and before and after.")
     ] = None,
-    revision: Annotated[str | None, typer.Option(help="Branch, tag or commit of a Hub dataset.")] = None,
+    revision: Revision = None,
 ) -> None:
     """Write one HTML file that needs nothing else: scores, gaps, length against rank, model against model, judges,
     example rows. It runs no script and asks for nothing."""
+    from ..data.hub_access import check_dataset_name
     from ..report.dataset import write_dataset_report
 
+    check_dataset_name(dataset, "DATASET")
     typer.echo(f"Report: {write_dataset_report(dataset, output, model=model, run=run, revision=revision)}")
     if Path(dataset).is_dir():
         typer.echo(f"Next: tuna-trl push {dataset} <owner/name>")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -31,6 +32,9 @@ def run(
     if dry_run:
         for step in steps:
             typer.echo(f"{step.name}: {step.shown()}")
+            if step.verb == "train":
+                typer.echo(f"    {step.config_file.name} is written when the stage starts, and holds:")
+                typer.echo(textwrap.indent(step.config_text.rstrip(), " " * 6))
         typer.echo(f"Next: tuna-trl run {recipe}")
         return
     code = run_recipe(steps, Path(str(content["output"])), _call, typer.echo)

@@ -5,36 +5,65 @@ from __future__ import annotations
 import functools
 import json
 import os
-from enum import StrEnum
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import typer
 
+from .options import Engine
+from .telling import print_json, tell
 
-LOOKED = "Next: the same command without --dry-run."
 
+def load_data(name: str, argument: str) -> Any:
+    """Rows by split, of a file, a folder or a Hub id; read row by row as they are needed, so that files may be larger
+    than memory.
 
-class Engine(StrEnum):
-    """Where a local teacher works."""
+    Args:
+        argument: how errors name where it came from ("--data").
+    """
+    from ..data.convert.reading import stream_source
 
-    local = "local"
-    ray = "ray"
+    return stream_source(name, argument)
 
 
 def load_prompts(name: str) -> Any:
-    """Rows with a `prompt` column: a file, a folder or Hub id, or the instructions of the demo (`demo:heldout`).
-
-    Files are read row by row as they are needed, so that they may be larger than memory.
-    """
+    """Rows with a `prompt` column: see [`load_data`], or the instructions of the demo (`demo:heldout`)."""
     from datasets import Dataset
 
     from ..data.demo import load_instructions
-    from ..data.row_streams import stream_rows
 
     if name.startswith("demo:"):
         return Dataset.from_list(load_instructions(name.removeprefix("demo:")))
-    return stream_rows(name, "--prompts")
+    return load_data(name, "--prompts")
+
+
+def server_flags(
+    urls: list[str] | None, engine: Engine, flags: Mapping[str, Any], *, alone: Mapping[str, bool]
+) -> dict[str, Any] | None:
+    """The options of a teacher behind servers, None for one that runs here; flags that contradict are refused.
+
+    Args:
+        urls: of the servers, if any were named.
+        flags: what is for servers alone, by option name; None: not given.
+        alone: flag -> whether it was given, of those that only one process may have.
+    """
+    from ..build.processes import my_share
+    from ..errors import InputError
+
+    world = my_share().world
+    alone = {**alone, "--base-url": bool(urls), "--engine ray": engine is Engine.ray}
+    if world > 1 and (given := [flag for flag, is_given in alone.items() if is_given]):
+        raise InputError(f"{given[0]} is for one process, and {world} were launched: run it without the launcher.")
+    if not urls:
+        if given := [name for name, value in flags.items() if value is not None]:
+            flag = given[0].replace("_", "-")
+            raise InputError(f"--{flag} is for a teacher behind a server; name it with --base-url.")
+        return None
+    if engine is Engine.ray:
+        raise InputError("--engine ray is for a local teacher; servers are named by repeating --base-url.")
+    return {"urls": urls, **flags}
 
 
 def teacher_by_name(
@@ -108,7 +137,43 @@ def set_journal_aside(journal: Path) -> None:
         typer.echo(f"The journal of earlier builds is kept as {aside}.", err=True)
 
 
-def done(path: Path) -> None:
-    """The last lines: where the dataset is, and what comes next."""
-    typer.echo(f"Ranked dataset written to {path}.")
-    typer.echo(f"Next: tuna-trl train --dataset_name {path} --model_name_or_path <model> --output_dir <folder>")
+def looked(found: Any, as_json: bool) -> None:
+    """The last lines of a dry run."""
+    tell(found.table(), as_json)
+    if as_json:
+        print_json({"dry_run": True, **asdict(found)})
+    tell("Next: the same command without --dry-run.", as_json)
+
+
+def done(path: Path, as_json: bool = False, *, model: str = "<model>", **more: Any) -> None:
+    """The last lines: where the dataset is, and what comes next.
+
+    Args:
+        as_json: print one object on stdout: folder, rows by split, counts, and `more`.
+        model: what is trained on it, where that is known.
+    """
+    tell(f"Ranked dataset written to {path}.", as_json)
+    following = f"tuna-trl train --dataset_name {path} --model_name_or_path {model} --output_dir <folder>"
+    tell(f"Next: {following}", as_json)
+    if as_json:
+        print_json({"output": path, **_counts(path), **more, "next": following})
+
+
+def _counts(path: Path) -> dict[str, Any]:
+    """Rows by split and by status, responses, and responses that share a rank, of a folder that was just written."""
+    from collections import Counter
+
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    from ..data.ranked_source import shard_files
+
+    rows, status, sums = Counter(), Counter(), Counter()
+    for split, files in shard_files(path / "data").items():
+        for file in files:
+            table = pq.read_table(file, columns=["status", "num_responses", "num_ties"])
+            rows[split] += table.num_rows
+            status.update(table["status"].to_pylist())
+            for name in ("num_responses", "num_ties"):
+                sums[name] += pc.sum(table[name]).as_py() or 0
+    return {"rows": rows, "status": status, **sums}

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from . import launch
+from .generate import ask
 
 
 if TYPE_CHECKING:
@@ -86,7 +87,8 @@ def train(
         trainer.push_to_hub(dataset_name=script.dataset_name)
     if trainer.is_world_process_zero():
         typer.echo(f"Saved to {training.output_dir}.")
-        typer.echo(f"Next: {_next(model_config.model_name_or_path, Path(training.output_dir))}")
+        typer.echo(f"Next, ask it: {ask(training.output_dir)}")
+        typer.echo(f"Next, did it help: {_next(model_config.model_name_or_path, Path(training.output_dir))}")
     _leave(trainer)
 
 
@@ -211,26 +213,28 @@ def _load(script: Any) -> DatasetDict:
     from datasets import load_dataset
     from datasets.exceptions import DatasetGenerationError
 
+    from ..data.files import data_suffix
+    from ..data.hub_access import check_dataset_name
     from ..data.row_streams import read_jsonl_stream
     from ..errors import InputError, did_you_mean
 
     name = script.dataset_name
     path = Path(name)
     if path.is_file():
-        kind = {".jsonl": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}.get(path.suffix)
+        kinds = {".jsonl": "json", ".jsonl.gz": "json", ".json": "json", ".parquet": "parquet", ".csv": "csv"}
+        kind = kinds.get(data_suffix(path))
         if kind is None:
-            raise InputError(f"`dataset_name` {name}: expected a .jsonl, .json, .parquet or .csv file.")
+            raise InputError(f"`dataset_name` {name}: expected a .jsonl(.gz), .json, .parquet or .csv file.")
         try:
             dataset = load_dataset(kind, data_files=str(path))
         except (DatasetGenerationError, ValueError) as error:
-            if path.suffix == ".jsonl":  # read again, row by row, for the line that is broken
+            if data_suffix(path).startswith(".jsonl"):  # read again, row by row, for the line that is broken
                 for _ in read_jsonl_stream(path):
                     pass
             reason = error.__cause__ or error
             raise InputError(f"`dataset_name` {name}: {str(reason).strip().splitlines()[0]}") from error
-    elif path.suffix in (".jsonl", ".json", ".parquet", ".csv"):
-        raise InputError(f"`dataset_name` {name}: there is no such file.")
     else:
+        check_dataset_name(name, "`dataset_name`")
         try:
             dataset = load_dataset(str(path) if path.is_dir() else name, name=script.dataset_config)
         except (OSError, ValueError) as error:

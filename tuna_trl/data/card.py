@@ -20,6 +20,7 @@ from .summary import RankedCounter, RankedSummary, rows_of
 if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict
 
+_SIZES: tuple[tuple[float, str], ...]
 _SIZES = ((1e3, "n<1K"), (1e4, "1K<n<10K"), (1e5, "10K<n<100K"), (1e6, "100K<n<1M"), (1e7, "1M<n<10M"))
 _SIZES += ((1e8, "10M<n<100M"), (1e9, "100M<n<1B"), (1e10, "1B<n<10B"), (1e11, "10B<n<100B"), (1e12, "100B<n<1T"))
 _MACHINE = {"teacher_logprob", "judge", "reward_model", "reference"}
@@ -158,7 +159,7 @@ def _front_matter(summary: RankedSummary, license: str | None, extra: dict[str, 
         "tags": list(dict.fromkeys(tags)),
         "annotations_creators": ["machine-generated"] if methods and methods <= _MACHINE else None,
     }
-    head = {name: extra.pop(name) for name in ("language", "pretty_name") if name in extra}
+    head: dict[str, Any] = {name: extra.pop(name) for name in ("language", "pretty_name") if name in extra}
     return {**head, **{name: value for name, value in fields.items() if value is not None}, **extra}
 
 

@@ -1,4 +1,5 @@
-"""A user's own rows in `.jsonl`, `.json` or `.parquet` files: found, read, normalised; errors name file, row and line.
+"""A user's own rows in `.jsonl` (or `.jsonl.gz`), `.json` or `.parquet` files: found, read, normalised. Errors name
+file, row and line.
 
 Reads the files it is given and nothing else. JSON is read here and not by `datasets`, whose readers type a column by
 its first rows and fail on a later one without saying which.
@@ -6,8 +7,10 @@ its first rows and fail on a later one without saying which.
 
 from __future__ import annotations
 
+import gzip
 import json
 import re
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,12 +22,18 @@ from .schema import normalise_row, ranked_features
 if TYPE_CHECKING:
     from datasets import Dataset
 
-SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet")
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".parquet", ".jsonl.gz", ".ndjson.gz")
 _SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
 _SPLITS |= {"dev": "validation", "eval": "validation"}
 _BATCH = 1000  # rows turned into Arrow at once
 
 NamedRow = tuple[str, Any]  # how errors name the row, and what was read
+
+
+def data_suffix(path: Path) -> str:
+    """The ending that says what is in a file, in lower case: of `rows.JSONL.gz` it is `.jsonl.gz`."""
+    suffix = path.suffix.lower()
+    return Path(path.stem).suffix.lower() + suffix if suffix == ".gz" else suffix
 
 
 def data_files(path: Path) -> dict[str, list[Path]]:
@@ -36,18 +45,18 @@ def data_files(path: Path) -> dict[str, list[Path]]:
         InputError: there are none, or the file has another suffix.
     """
     if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
+        if data_suffix(path) not in SUFFIXES:
             raise InputError(f"{path} ends in {path.suffix!r}; rows are read from {', '.join(SUFFIXES)}.")
         found = [path]
     else:
         below = sorted(path.rglob("*"))
-        found = [file for file in below if file.suffix.lower() in SUFFIXES and file.is_file()]
+        found = [file for file in below if data_suffix(file) in SUFFIXES and file.is_file()]
         found = [file for file in found if not any(part.startswith(".") for part in file.relative_to(path).parts)]
         if not found:
             raise InputError(f"{path} holds no data file ({', '.join(SUFFIXES)}) and is no dataset of ours.")
     splits: dict[str, list[Path]] = {}
     for file in found:
-        first_word = re.match(r"[a-z]*", file.stem.lower()).group()
+        first_word = re.findall(r"^[a-z]*", file.stem.lower())[0]
         splits.setdefault(_SPLITS.get(first_word, "train"), []).append(file)
     return {split: splits[split] for split in ("train", "validation", "test") if split in splits}
 
@@ -119,14 +128,17 @@ def _read(file: Path) -> Iterator[NamedRow]:
 
 
 def _read_lines(file: Path) -> Iterator[NamedRow]:
-    """JSON Lines; blank lines are no rows."""
-    i = 0
-    with open(file, "rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if line := line.strip(b" \t\r\n" + (b"\xef\xbb\xbf" if number == 1 else b"")):
-                where = f"{file.name} row {i} (line {number})"
-                yield where, _parse(line, where)
-                i += 1
+    """JSON Lines, gzipped or not; blank lines are no rows."""
+    i, number = 0, 0
+    try:
+        with gzip.open(file, "rb") if data_suffix(file).endswith(".gz") else open(file, "rb") as lines:
+            for number, line in enumerate(lines, start=1):  # noqa: B007 - named in the error below
+                if line := line.strip(b" \t\r\n" + (b"\xef\xbb\xbf" if number == 1 else b"")):
+                    where = f"{file.name} row {i} (line {number})"
+                    yield where, _parse(line, where)
+                    i += 1
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise SchemaError(f"{file.name}: no whole gzip file, it breaks off behind line {number}: {error}.") from error
 
 
 def _read_json(file: Path) -> Iterator[NamedRow]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 EXCESS_LENGTH_STRATEGIES = ("drop", "truncate", "raise")
 # A `partial` row has lost some responses (cut by the sampler, say); the ranked rest of it trains. The others do not.
 TRAINED_STATUSES = ("ok", "partial")
-_FLAGS = ["kept", "cut_responses", "dropped_responses"]
+_FLAGS = ["kept", "has_pair", "cut_responses", "dropped_responses"]
 
 
 def fit_dataset(
@@ -63,7 +63,7 @@ def fit_row(
     A ranked row that is left with fewer than two responses (an SFT row, or with `max_responses` 1: with none) is
     marked `kept=False`. Truncation keeps the start, as TRL does; a truncated response has no end token left, so its
     score ends at the cut. The reference answer fits or is cut likewise; where it is what trains (`needs_reference`), a
-    row without room for it goes.
+    row without room for it goes. `has_pair`: two of its responses have different ranks and different tokens.
     """
     prompt_length = len(row["prompt_ids"])
     ranked = [k for k, rank in enumerate(row["ranks"]) if rank > 0]
@@ -93,6 +93,7 @@ def fit_row(
         "reference_ids": reference,
         "length": prompt_length + sum(map(len, responses)),
         "kept": len(kept) >= wanted and any(label != -100 for label in trains),
+        "has_pair": len({row["ranks"][k] for k in kept}) > 1 and len(set(map(tuple, responses))) > 1,
         "cut_responses": len(set(kept) & set(too_long)),
         "dropped_responses": len(row["ranks"]) - len(kept),
     }
@@ -121,6 +122,7 @@ def _kept_rows(fitted: Dataset, tokenised: Dataset, strategy: str, options: Prep
         "responses": sum(len(ranks) for ranks in tokenised["ranks"]),
         "responses dropped": sum(fitted["dropped_responses"]),
         "responses truncated": sum(fitted["cut_responses"]),
+        "rows without a pair": _without_pair(fitted, name),
     }
     lengths = sorted(
         len(prompt) + len(ids)
@@ -142,10 +144,30 @@ def _kept_rows(fitted: Dataset, tokenised: Dataset, strategy: str, options: Prep
             f"{' (or one, in SFT data)' if strategy == 'truncate' else ''}. "
             f"Statuses that train: {', '.join(TRAINED_STATUSES)} (of {', '.join(STATUSES)})."
         )
-    if counts["rows dropped"] or counts["responses dropped"] or counts["responses truncated"]:
+    if any(counts[lost] for lost in counts if lost not in ("rows", "responses")):
         _print_counts(name, counts, lengths, options.max_length)
     result = fitted if all(kept) else fitted.select([i for i, keep in enumerate(kept) if keep])
     return result.remove_columns(_FLAGS)
+
+
+def _without_pair(fitted: Dataset, name: str) -> int:
+    """How many rows with several responses give the ranking loss nothing to compare; a warning where all are so."""
+    from accelerate import PartialState
+    from transformers.utils import logging
+
+    flags = ("kept", "has_pair", "ranks")
+    several = [
+        has_pair for kept, has_pair, ranks in zip(*(fitted[f] for f in flags), strict=True) if kept and len(ranks) > 1
+    ]
+    without = several.count(False)
+    if several and without == len(several) and PartialState().is_main_process:
+        logging.get_logger(__name__).warning(
+            f"The ranking term of the loss will be 0: no row of the {name} dataset makes a pair. In each of its "
+            f"{without:,} rows with several responses all share a rank (equal scores) or are the same text, so that "
+            "only the likelihood term trains. Give responses scores that differ, or have them ranked: tuna-trl rank "
+            "--judge <judge> or --teacher <model>. `tuna-trl preview` shows a row."
+        )
+    return without
 
 
 def _print_counts(name: str, counts: Mapping[str, int], lengths: list[int], max_length: int | None) -> None:

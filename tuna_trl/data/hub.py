@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import BuildError, InputError, SchemaError, did_you_mean
 from .files import SUFFIXES, data_files, read_rows, rows_to_dataset
 from .folder import replace_folder
+from .hub_access import check_dataset_name
 from .parquet import cast_columns, quiet_unless_terminal, write_config
 from .ranked_source import CONFIG_FOLDERS, read_card
 from .schema import check_row, judgment_features, ranked_features
@@ -271,6 +272,7 @@ def _load_from_hub(path_or_id: str | Path, revision: str | None) -> DatasetDict:
     absent = f"{path_or_id} is no file or folder here (the current folder is {os.getcwd()})"
     if isinstance(path_or_id, Path) or not _HUB_ID.fullmatch(path_or_id) or path_or_id.endswith(SUFFIXES):
         raise InputError(f"{absent}; a Hub dataset is written owner/name.")
+    check_dataset_name(path_or_id, "`path_or_id`")
     try:
         return _load(path_or_id, revision)
     except (DatasetNotFoundError, ConnectionError, FileNotFoundError) as error:

@@ -65,8 +65,9 @@ class JudgmentSummary:
 
 def summarise_judgments(datasets: Dataset | Iterable[Any]) -> JudgmentSummary:
     """The figures of the judge replies of one dataset, or of its splits taken together."""
-    status: Counter = Counter()
-    total, judges, agreement = _Judge(), defaultdict(_Judge), _Agreement()
+    status: Counter[str] = Counter()
+    judges: defaultdict[str, _Judge] = defaultdict(_Judge)
+    total, agreement = _Judge(), _Agreement()
     for row in rows_of(datasets):
         status[row["status"]] += 1
         scores = row["scores"] or []
@@ -115,9 +116,9 @@ class _Judge:
     def __init__(self) -> None:
         self.replies = self.read = 0
         self.costs = array("d")
-        self.tokens: Counter = Counter()
-        self.scores: list[array] = []  # by shown place
-        self.excess: list[array] = []
+        self.tokens: Counter[str] = Counter()
+        self.scores: list[array[float]] = []  # by shown place
+        self.excess: list[array[float]] = []
         self.first, self.expected = array("d"), array("d")
 
     def add(self, row: Mapping[str, Any], scores: Sequence[float] | None) -> None:
@@ -157,7 +158,7 @@ class _Agreement:
 
     def __init__(self) -> None:
         self._open: OrderedDict[tuple[int, Any], list[tuple[str, list[float]]]] = OrderedDict()
-        self._taus: dict[tuple[str, str], array] = defaultdict(lambda: array("d"))
+        self._taus: dict[tuple[str, str], array[float]] = defaultdict(lambda: array("d"))
 
     def add(self, row: Mapping[str, Any], scores: Sequence[float]) -> None:
         order = row["permutation"] or []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,8 +45,12 @@ class ConfigFiles:
 class Pushed:
     """What a push left on the Hub.
 
-    `revision` is the commit, which pins exactly these rows. `kept` names the sections of the card that a person had
-    edited and that therefore stand as they were; `notes` are sentences about what else was left as it is.
+    Args:
+        repo_id: where it is.
+        revision: the commit, which pins exactly these rows.
+        url: of the dataset at that commit.
+        kept: sections of the card that a person had edited and that therefore stand as they were.
+        notes: sentences about what else was left as it is.
     """
 
     repo_id: str
@@ -136,7 +140,7 @@ class _Plan:
     def commit(self) -> Pushed:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
 
-        files = {}
+        files: dict[str, Path] = {}
         for config, content in self.payload.configs.items():
             files |= self._placed(config, content)
         source, infos = self._after(), self._infos_after()
@@ -175,7 +179,7 @@ class _Plan:
         self._check_appended(config, content)
         result, remote = {}, self._remote_shards(config)
         for split, files in content.shards.items():
-            numbers = [int(re.search(r"-(\d{5})-of-", name)[1]) for name in remote.get(split, [])]
+            numbers = [int(re.findall(r"-(\d{5})-of-", name)[0]) for name in remote.get(split, [])]
             first = max(numbers, default=-1) + 1
             for i, file in enumerate(files):
                 result[f"{folder}/{split}-{first + i:05d}-of-{first + len(files):05d}.parquet"] = file
@@ -208,7 +212,7 @@ class _Plan:
 
     def _after(self) -> RankedSource:
         """All rows that are there after the push; those that are appended to come from the Hub, through its cache."""
-        configs = {}
+        configs: dict[str, dict[str, Iterable[dict[str, Any]]]] = {}
         for config in CONFIG_FOLDERS:
             by_split: dict[str, list[Path]] = {}
             content = self.payload.configs.get(config)

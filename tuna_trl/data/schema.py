@@ -248,6 +248,7 @@ def normalise_row(row: Mapping[str, Any], where: str = "row 0") -> dict[str, Any
     strings beside a parallel list `ranks` or `scores`. Extra columns are dropped; nothing in `row` is changed.
 
     Args:
+        row: the row.
         where: how errors name the row ("row 17").
 
     Raises:

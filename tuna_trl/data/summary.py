@@ -51,12 +51,12 @@ class RankedSummary:
     models: dict[str, int] = field(default_factory=dict)  # responses by the model that wrote them, most first
     agreement_w: Mean = Mean(None, 0)
     agreement_tau: Mean = Mean(None, 0)
-    agreements: dict[str, array] = field(default_factory=dict)  # the single values of both
+    agreements: dict[str, array[float]] = field(default_factory=dict)  # the single values of both
     length_rho: Mean = Mean(None, 0)  # Spearman of length and quality: positive = the longer response ranks better
     length_unit: str = "tokens"  # "characters" when any response lacks num_tokens
-    lengths: dict[int, array] = field(default_factory=dict)  # rank -> lengths of the responses there
-    scores: array = field(default_factory=lambda: array("d"))
-    score_gaps: array = field(default_factory=lambda: array("d"))
+    lengths: dict[int, array[int]] = field(default_factory=dict)  # rank -> lengths of the responses there
+    scores: array[float] = field(default_factory=lambda: array("d"))
+    score_gaps: array[float] = field(default_factory=lambda: array("d"))
     # (a, b) -> share of comparisons within a row that a wins (a tie counts half), and their number
     wins: dict[tuple[str, str], Mean] = field(default_factory=dict)
     provenance: dict[str, Any] = field(default_factory=dict)  # the entries that all rows share
@@ -76,7 +76,7 @@ class RankedCounter:
     def __init__(self) -> None:
         self._result = RankedSummary()
         self._prompts: set[int] = set()
-        self._counts: dict[str, Counter] = defaultdict(Counter)
+        self._counts: dict[str, Counter[Any]] = defaultdict(Counter)
         self._agreements = {"agreement_w": array("d"), "agreement_tau": array("d")}
         self._tokens, self._characters = _Lengths(), _Lengths()
         self._all_counted = True
@@ -125,8 +125,8 @@ class RankedCounter:
         result.length_rho, result.lengths = mean(lengths.rhos), dict(sorted(lengths.by_rank.items()))
         result.wins = {}
         for (a, b), (points, number) in self._points.items():
-            result.wins[a, b] = Mean(points / number, number)
-            result.wins[b, a] = Mean(1 - points / number, number)
+            result.wins[a, b] = Mean(points / number, int(number))
+            result.wins[b, a] = Mean(1 - points / number, int(number))
         return result
 
     def _add_lengths(self, responses: Sequence[Mapping[str, Any]]) -> None:
@@ -161,7 +161,7 @@ class _Lengths:
     """Lengths in one unit: by rank, and each row's correlation with quality."""
 
     def __init__(self) -> None:
-        self.by_rank: dict[int, array] = defaultdict(lambda: array("q"))
+        self.by_rank: dict[int, array[int]] = defaultdict(lambda: array("q"))
         self.rhos = array("d")
 
     def add(self, responses: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> None:
@@ -192,7 +192,8 @@ def spearman(a: Sequence[float], b: Sequence[float]) -> float | None:
 
 def _mid_ranks(values: Sequence[float]) -> list[float]:
     """Ascending ranks from 1; equal values share the mean of the places they take. Rows are short: no array needed."""
-    place, count = {}, Counter(values)
+    place: dict[float, int] = {}
+    count = Counter(values)
     for i, value in enumerate(sorted(values), start=1):
         place.setdefault(value, i)
     return [place[value] + (count[value] - 1) / 2 for value in values]

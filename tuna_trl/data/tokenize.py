@@ -60,7 +60,9 @@ def tokenize_row(row: Mapping[str, Any], template: Template) -> dict[str, Any]:
     )
 
 
-def tokenize_text_row(prompt: str, responses: Sequence[str], ranks: Sequence[int], template: Template) -> dict:
+def tokenize_text_row(
+    prompt: str, responses: Sequence[str], ranks: Sequence[int], template: Template
+) -> dict[str, Any]:
     """Tokenise plain-text responses to a plain-text prompt: strings are joined, the end token is added if missing."""
     eos = template.tokenizer.eos_token or ""
     prompt_ids = template.text_ids(prompt)
@@ -71,7 +73,11 @@ def tokenize_text_row(prompt: str, responses: Sequence[str], ranks: Sequence[int
 
 
 def tokenize_chat_pair(
-    prompt: Sequence[Mapping[str, str]], responses: Sequence[Sequence[Mapping[str, str]]], ranks, template, **kwargs
+    prompt: Sequence[Mapping[str, str]],
+    responses: Sequence[Sequence[Mapping[str, str]]],
+    ranks: Sequence[int],
+    template: Template,
+    **kwargs: Any,
 ) -> dict[str, Any]:
     """Tokenise conversational responses that are lists of messages (TRL's `completion`, `chosen`, `rejected`)."""
     prompt_ids = template.chat_ids(prompt, add_generation_prompt=True, **kwargs)
@@ -96,7 +102,14 @@ def language_modelling_row(ids: Sequence[int], labels: Sequence[int] | None = No
     return row if labels is None else {**row, "response_labels": [[int(i) for i in labels]]}
 
 
-def _tokenised(prompt_ids, response_ids, score_lengths, ranks, scores=None, reference_ids=()) -> dict[str, Any]:
+def _tokenised(
+    prompt_ids: Sequence[int],
+    response_ids: Sequence[Sequence[int]],
+    score_lengths: Sequence[int],
+    ranks: Sequence[int],
+    scores: Sequence[float] | None = None,
+    reference_ids: Sequence[int] = (),
+) -> dict[str, Any]:
     return {
         "prompt_ids": list(prompt_ids),
         "response_ids": [list(ids) for ids in response_ids],

@@ -196,11 +196,18 @@ class Findings:
 
 @dataclass
 class ValidationReport:
-    """What [`tuna_trl.data.validate.validate`] found; iterates over its findings, errors first."""
+    """What [`tuna_trl.data.validate.validate`] found; iterates over its findings, errors first.
 
-    rows: dict[str, int]  # by split
+    Args:
+        rows: how many there are, by split.
+        findings: what is wrong or odd, errors first.
+        lengths: how long the responses are, by model.
+        max_length: the limit in tokens that lengths were held against.
+    """
+
+    rows: dict[str, int]
     findings: list[Finding]
-    lengths: dict[str, LengthTable]  # by model
+    lengths: dict[str, LengthTable]
     max_length: int | None = None
 
     def __iter__(self) -> Iterator[Finding]:

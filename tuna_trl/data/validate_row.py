@@ -42,7 +42,7 @@ MARKERS = (
 )
 
 
-def any_of(words: Collection[str]) -> re.Pattern:
+def any_of(words: Collection[str]) -> re.Pattern[str]:
     """A pattern of some words as they stand, the longer one first where one begins with another."""
     return re.compile("|".join(map(re.escape, sorted(words, key=len, reverse=True))))
 
@@ -220,7 +220,7 @@ def _contents(responses: list[Mapping[str, Any]]) -> Iterator[Seen]:
             break
 
 
-def _around(text: str, found: re.Match) -> str:
+def _around(text: str, found: re.Match[str]) -> str:
     """The mark with a little of what stands around it."""
     start, end = max(found.start() - 20, 0), found.end() + 20
     return f"{found.group()!r} in {'…' if start else ''}{text[start:end]!r}{'…' if end < len(text) else ''}"

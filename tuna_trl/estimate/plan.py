@@ -9,6 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from ..data.hub_access import reach_options
 from ..errors import InputError
 from .activations import Execution
 from .memory import StepMemory, step_memory
@@ -36,7 +37,7 @@ class Plan:
     layout: str = "shared_prompt"
     max_length: int | None = 1024
     max_responses: int | None = None
-    _shapes: dict = field(default_factory=dict, repr=False, compare=False)
+    _shapes: dict[tuple[Any, ...], Shape] = field(default_factory=dict, repr=False, compare=False)
 
     def shape(self) -> Shape:
         """Of the model; made once for all plans that are derived from one and share it."""
@@ -132,7 +133,10 @@ def model_config_of(model_config: Any) -> tuple[Any, Any]:
         adapter.inference_mode = False
         return model_config_of(base)[0], adapter
     try:
-        return AutoConfig.from_pretrained(path, revision=model_config.model_revision, **extra), None
+        reach = reach_options(path, "model_name_or_path", model_config.model_revision)
+        return AutoConfig.from_pretrained(path, revision=model_config.model_revision, **extra, **reach), None
+    except InputError:
+        raise
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
@@ -151,7 +155,7 @@ def where(name: str) -> tuple[str, dict[str, str]]:
     if (converted / "config.json").is_file():
         return str(converted), {}
     try:
-        source = Path(metadata.distribution(loading._WHEEL).locate_file(loading._GGUF))
+        source = Path(str(metadata.distribution(loading._WHEEL).locate_file(loading._GGUF)))
     except metadata.PackageNotFoundError:
         return str(loading.embedded_model_path()), {}  # says what to install
     return str(source.parent), {"gguf_file": source.name}

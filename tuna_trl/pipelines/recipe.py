@@ -95,6 +95,13 @@ class Step:
     def config_file(self) -> Path:
         return self.output.with_name(f"{self.name}.yaml")
 
+    @property
+    def config_text(self) -> str:
+        """What the config file holds; it is written when the stage starts."""
+        import yaml
+
+        return yaml.safe_dump(dict(self.options), sort_keys=False, allow_unicode=True)
+
     def shown(self) -> str:
         return shlex.join(["tuna-trl", *self.command()])
 
@@ -296,12 +303,9 @@ def _resolved(value: Any, state: _State) -> Any:
 
 
 def _write_config(step: Step) -> None:
-    import yaml
-
     try:
         step.output.parent.mkdir(parents=True, exist_ok=True)
-        text = yaml.safe_dump(dict(step.options), sort_keys=False, allow_unicode=True)
-        step.config_file.write_text(text, encoding="utf-8")
+        step.config_file.write_text(step.config_text, encoding="utf-8")
     except OSError as error:
         raise BuildError(f"{step.config_file} could not be written: {error}.") from error
 

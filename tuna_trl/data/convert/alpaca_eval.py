@@ -73,7 +73,11 @@ def _read_annotations(rows: list[Mapping[str, Any]]) -> Row:
         model = optional_text(row, "generator_2")
         responses.append({"content": text(row, "output_2"), "model": model, "score": _preference(row)})
     prompt, hint = with_input(first)
-    known = {"method": "judge", "ranker": optional_text(first, "annotator"), "source": optional_text(first, "dataset")}
+    known: dict[str, Any] = {
+        "method": "judge",
+        "ranker": optional_text(first, "annotator"),
+        "source": optional_text(first, "dataset"),
+    }
     return imported(prompt, responses, **known, hint=hint)
 
 
@@ -103,7 +107,11 @@ def _read_list(row: Mapping[str, Any]) -> Row:
         for r in objects(row, "responses")
     ]
     prompt, hint = with_input(row)
-    known = {"method": "judge", "ranker": "weighted_alpaca_eval_gpt4_turbo", "source": optional_text(row, "dataset")}
+    known: dict[str, Any] = {
+        "method": "judge",
+        "ranker": "weighted_alpaca_eval_gpt4_turbo",
+        "source": optional_text(row, "dataset"),
+    }
     return imported(prompt, responses, **known, hint=hint)
 
 

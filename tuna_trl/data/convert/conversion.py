@@ -35,7 +35,8 @@ def converted(dataset: Any, convert: Convert, features: Features | Callable[[], 
         InputError: `dataset` is none of these.
     """
     if isinstance(dataset, Mapping):
-        return type(dataset)({split: _one(part, convert, features, split) for split, part in dataset.items()})
+        kind: Any = type(dataset)
+        return kind({split: _one(part, convert, features, split) for split, part in dataset.items()})
     return _one(dataset, convert, features, "")
 
 

@@ -33,7 +33,7 @@ def _read(row: Mapping[str, Any]) -> Row:
         score = None if words is None else optional_number({"ratings": rating}, "ratings")
         model = optional_text({column: model}, column) if column else None
         responses.append({"content": words or "", "score": score, "model": model})
-    known = {"method": "judge", "ranker": optional_text(row, "model_name")}
+    known: dict[str, Any] = {"method": "judge", "ranker": optional_text(row, "model_name")}
     return imported(text(row, "instruction"), responses, **known, hint={"models": column} if column else None)
 
 

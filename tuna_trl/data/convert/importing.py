@@ -25,7 +25,7 @@ def import_ranked(
     *,
     on_error: str = "raise",
     keep_rest: bool = True,
-    tally: Counter | None = None,
+    tally: Counter[str] | None = None,
 ) -> Any:
     """Rows of a known shape as ranked rows. Nothing is guessed: a response without a score or rank is unranked.
 
@@ -59,7 +59,7 @@ def import_ranked(
 
 
 def imported_rows(
-    rows: Iterator[NamedRow], shape: Shape | None, *, skip: bool, keep_rest: bool, tally: Counter
+    rows: Iterator[NamedRow], shape: Shape | None, *, skip: bool, keep_rest: bool, tally: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     """As [`import_ranked`], of rows with names; the shape is found before anything is returned."""
     rows = iter(rows)
@@ -72,7 +72,7 @@ def imported_rows(
 
 
 def _read_all(
-    rows: Iterator[NamedRow], shape: Shape | None, skip: bool, keep_rest: bool, tally: Counter
+    rows: Iterator[NamedRow], shape: Shape | None, skip: bool, keep_rest: bool, tally: Counter[str]
 ) -> Iterator[dict[str, Any]]:
     if shape is None:  # no rows
         return

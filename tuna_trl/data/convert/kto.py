@@ -31,7 +31,7 @@ def to_kto(
     *,
     threshold: float | None = None,
     statuses: Collection[str] = TRAINED_STATUSES,
-    tally: Counter | None = None,
+    tally: Counter[str] | None = None,
 ) -> Any:
     """Each response with a label: desirable or not.
 

@@ -65,7 +65,7 @@ def to_lmops(
     num_responses: int | None = None,
     prompt_format: Callable[[list[dict[str, str]]], str] | None = None,
     statuses: Collection[str] = TRAINED_STATUSES,
-    tally: Counter | None = None,
+    tally: Counter[str] | None = None,
 ) -> Any:
     """Ranked rows as the paper's training code reads them.
 

@@ -27,8 +27,9 @@ def _read(row: Mapping[str, Any]) -> Row:
         rank = optional_number(answer, "rank")
         responses.append({"content": text(answer, "answer"), "model": optional_text(answer, "model"), "rank": rank})
     sources = row.get("source")
-    named = isinstance(sources, list) and all(isinstance(name, str) for name in sources)
-    source = ", ".join(sources) if named else None
+    source = None
+    if isinstance(sources, list) and all(isinstance(name, str) for name in sources):
+        source = ", ".join(sources)
     return imported(turns[:-1], responses, method="judge", ranker="gpt-4", source=source)
 
 

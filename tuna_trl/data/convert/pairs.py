@@ -20,7 +20,7 @@ Response = Mapping[str, Any]
 PAIRS = ("best-worst", "adjacent", "all")
 
 
-def ranked_rows(rows: Iterable[NamedRow], statuses: Collection[str], tally: Counter) -> Iterator[NamedRow]:
+def ranked_rows(rows: Iterable[NamedRow], statuses: Collection[str], tally: Counter[str]) -> Iterator[NamedRow]:
     """The rows with one of these statuses; a row of the user's own is normalised. The others are counted.
 
     Raises:

@@ -50,8 +50,8 @@ def _read_test(row: Mapping[str, Any]) -> Row:
         raise SchemaError(f"columns 'annotator1' to 'annotator3' hold {shown(wrong[0])}, expected 0, 1 or 2.")
     first = sum({0: 0.5, 1: 1.0, 2: 0.0}[vote] for vote in votes) / 3
     second = sum({0: 0.5, 1: 0.0, 2: 1.0}[vote] for vote in votes) / 3
-    models = str(row.get("cmp_key")).split("_")
-    models = models if len(models) == 2 else [None, None]
+    names = str(row.get("cmp_key")).split("_")
+    models = names if len(names) == 2 else (None, None)
     responses = [
         {"content": _response(row, f"response{i}"), "score": score, "model": model}
         for i, score, model in zip((1, 2), (first, second), models, strict=True)
@@ -78,7 +78,7 @@ def _read_train(row: Mapping[str, Any]) -> Row:
     responses = [{"content": _response(inputs, f"response{i}"), "rank": ranks[i - 1]} for i in (1, 2)]
     prompt, hint = with_input(inputs)
     reference = optional_text(outputs, "reference_response") or None
-    known = {"method": "judge", "ranker": "gpt-3.5-turbo", "status": None if ranks[0] else "malformed"}
+    known: dict[str, Any] = {"method": "judge", "ranker": "gpt-3.5-turbo", "status": None if ranks[0] else "malformed"}
     return imported(prompt, responses, **known, reference=reference, hint=hint)
 
 

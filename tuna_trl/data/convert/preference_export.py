@@ -42,7 +42,7 @@ def to_preference(
     pairs: str = "best-worst",
     min_gap: float | None = None,
     statuses: Collection[str] = TRAINED_STATUSES,
-    tally: Counter | None = None,
+    tally: Counter[str] | None = None,
 ) -> Any:
     """Pairs of the responses of each row, conversational, with an explicit prompt.
 

@@ -32,7 +32,7 @@ def _read(row: Mapping[str, Any]) -> Row:
         for r in objects(row, "responses")
     ]
     prompt, hint = with_input(row)
-    known = {"method": "judge", "ranker": "gpt-4", "source": optional_text(row, "category")}
+    known: dict[str, Any] = {"method": "judge", "ranker": "gpt-4", "source": optional_text(row, "category")}
     return imported(prompt, responses, **known, reference=optional_text(row, "reference") or None, hint=hint)
 
 

@@ -32,11 +32,12 @@ def rated_pair(name: str, rating: str, model: str | None, *, messages: bool = Fa
         responses: list[Row] = [{"content": words, "score": s} for words, s in zip(texts, scores, strict=True)]
         for response, column in zip(responses, models, strict=False):
             response["model"] = optional_text(row, column)
-        if None in scores:
+        chosen, rejected = scores
+        if chosen is None or rejected is None:
             responses = [{**response, "rank": rank} for rank, response in enumerate(responses, 1)]
-        elif scores[0] < scores[1]:
+        elif chosen < rejected:
             raise SchemaError(
-                f"columns {ratings[0]!r} ({scores[0]}) and {ratings[1]!r} ({scores[1]}) say the opposite of 'chosen' "
+                f"columns {ratings[0]!r} ({chosen}) and {ratings[1]!r} ({rejected}) say the opposite of 'chosen' "
                 "and 'rejected'; nothing here says which is right."
             )
         return imported(prompt, responses, hint=hint, **known)

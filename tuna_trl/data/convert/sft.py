@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..fitting import TRAINED_STATUSES
@@ -23,7 +23,7 @@ def sft_features() -> Features:
     return Features({"prompt_id": Value("string"), "prompt": messages_feature(), "completion": messages_feature()})
 
 
-def to_sft(dataset: Any, *, statuses: Collection[str] = TRAINED_STATUSES, tally: Counter | None = None) -> Any:
+def to_sft(dataset: Any, *, statuses: Collection[str] = TRAINED_STATUSES, tally: Counter[str] | None = None) -> Any:
     """Each prompt with its best response, conversational; of several that share rank 1, the first drawn.
 
     Args:
@@ -41,7 +41,7 @@ def to_sft(dataset: Any, *, statuses: Collection[str] = TRAINED_STATUSES, tally:
 
     def convert(rows: Iterator[NamedRow]) -> Iterator[dict[str, Any]]:
         for _, row in ranked_rows(rows, statuses, tally):
-            best = row["responses"][0] if row["responses"] else {"rank": None}
+            best: Mapping[str, Any] = row["responses"][0] if row["responses"] else {"rank": None}
             if best["rank"] is None:
                 tally["no ranked response"] += 1
                 continue

@@ -22,8 +22,9 @@ def _read(row: Mapping[str, Any]) -> Row:
     if label not in (0, 1):
         raise SchemaError(f"column 'labels' is {shown(label)}, expected 1 (A is preferred) or 0.")
     scores = [optional_number(row, f"score_{side}") for side in "AB"]
-    if None not in scores and (scores[0] - scores[1]) * (1 if label else -1) < 0:
-        raise SchemaError(f"column 'labels' is {label}, but the scores of A and B are {scores[0]} and {scores[1]}.")
+    a, b = scores
+    if a is not None and b is not None and (a - b) * (1 if label else -1) < 0:
+        raise SchemaError(f"column 'labels' is {label}, but the scores of A and B are {a} and {b}.")
     responses = [
         {"content": text(row, f"human_ref_{side}"), "score": score, "rank": 1 if (side == "A") == bool(label) else 2}
         for side, score in zip("AB", scores, strict=True)

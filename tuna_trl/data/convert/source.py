@@ -26,7 +26,8 @@ def to_source(dataset: Iterable[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
     """
     for where, row in named(dataset):
         provenance = row.get("provenance") or {}
-        shape = SHAPES.get(provenance.get("imported_from"))
+        name: Any = provenance.get("imported_from")
+        shape = SHAPES.get(name)
         if shape is None:
             raise SchemaError(
                 f"{where}: column 'provenance' names no shape ('imported_from'), so the row was not imported or was "

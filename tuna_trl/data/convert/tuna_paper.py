@@ -80,7 +80,7 @@ def _read_contextual(row: Mapping[str, Any]) -> Row:
     if own:
         responses[number] |= {"source": "judge", "model": "gpt-4"}
     prompt, hint = _instruction(text(row, "instruct"))
-    known = {"method": "judge", "ranker": "gpt-4", "status": None if sound and order else "malformed"}
+    known: dict[str, Any] = {"method": "judge", "ranker": "gpt-4", "status": None if sound and order else "malformed"}
     return imported(prompt, responses, **known, hint={**hint, "column": column, "own": bool(own)})
 
 

@@ -29,11 +29,12 @@ def _score(completion: Mapping[str, Any]) -> float | None:
     if not isinstance(aspects, Mapping):
         raise SchemaError(f"column 'completions': 'annotations' is {shown(aspects)}, expected an object.")
     ratings = [_rating(aspect) for aspect in aspects.values() if aspect is not None]
-    return None if None in ratings or not ratings else sum(ratings) / len(ratings)
+    known = [rating for rating in ratings if rating is not None]
+    return sum(known) / len(known) if known and len(known) == len(ratings) else None
 
 
 def _rating(aspect: Any) -> float | None:
-    value = aspect.get("Rating") if isinstance(aspect, Mapping) else None
+    value: Any = aspect.get("Rating") if isinstance(aspect, Mapping) else None
     try:
         return float(value)
     except (TypeError, ValueError):  # "N/A", or nothing

@@ -10,7 +10,7 @@ import os
 import secrets
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from ...errors import BuildError, InputError
 from ..folder import replace_folder
@@ -107,9 +107,10 @@ def _write_file(rows: Iterator[Mapping[str, Any]], path: Path, features: Feature
 
         from ..parquet import tables
 
-        with pq.ParquetWriter(path, features.arrow_schema) as writer:
+        schema = cast("Features", features).arrow_schema  # None is for JSON alone
+        with pq.ParquetWriter(path, schema) as writer:
             for table in tables(rows, features):
-                writer.write_table(table.cast(features.arrow_schema))
+                writer.write_table(table.cast(schema))
         return
     array = path.suffix == ".json"
     with open(path, "w", encoding="utf-8", newline="\n") as file:
