@@ -2,6 +2,7 @@
 # make demo    rank, train, compare on the embedded model; JUDGE=claude for a Claude judge (key set, MAX_COST in USD)
 # make bench   speed and memory against what stands beside it (40 minutes; QUICK=1: five); a rerun continues
 # make test    the tests        make lint | format        make clean   the runs (not the environment)
+# make docs    the pages of docs/api, from the docstrings
 
 PYTHON ?= python3
 BIN := .venv/bin
@@ -16,7 +17,7 @@ BENCH ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: setup demo bench bench-sampling test lint format clean
+.PHONY: setup demo bench bench-sampling test lint format docs clean
 
 setup: .venv/.ready
 
@@ -49,10 +50,14 @@ test: setup
 lint: setup
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
 
 format: setup
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
+
+docs: setup
+	@$(BIN)/python docs/build_api.py
 
 clean:
 	@rm -rf runs build dist *.egg-info

@@ -82,7 +82,10 @@ def _check_eval_dataset(eval_dataset: Any) -> None:
     sets = eval_dataset if isinstance(eval_dataset, dict) else {None: eval_dataset}
     if eval_dataset is not None and not sets:
         raise InputError("`eval_dataset` is an empty dict; name at least one dataset in it, or leave it out.")
-    hints = {list: " Pass Dataset.from_list(rows).", str: " Load it with datasets.load_dataset(name, split=...)."}
+    hints: dict[type, str] = {
+        list: " Pass Dataset.from_list(rows).",
+        str: " Load it with datasets.load_dataset(name, split=...).",
+    }
     for name, value in sets.items():
         if not isinstance(value, Dataset | IterableDataset) and (name, value) != (None, None):
             where = "`eval_dataset`" if name is None else f"`eval_dataset[{name!r}]`"

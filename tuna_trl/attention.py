@@ -29,6 +29,8 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from .packing import AttentionPlan
 
 
+Kernel = Callable[..., Any]
+
 # what a model is set to -> what it is without a plan
 IMPLEMENTATIONS = {"tuna_sdpa": "sdpa", "tuna_eager": "eager"}
 
@@ -157,7 +159,7 @@ def _softmax_dtype(query: Tensor) -> torch.dtype:
 # ---- One call a layer, on CUDA ----
 
 
-def _varlen_kernel(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> Callable | None:
+def _varlen_kernel(query: Tensor, value: Tensor, dropout: float, softcap: float | None) -> Kernel | None:
     """The variable-length kernel that can do this layer, or None."""
     if not query.is_cuda or query.dtype not in (torch.float16, torch.bfloat16):
         return None
@@ -171,7 +173,7 @@ def _varlen_kernel(query: Tensor, value: Tensor, dropout: float, softcap: float 
 
 
 @functools.cache
-def _flash_attn() -> Callable | None:
+def _flash_attn() -> Kernel | None:
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
@@ -180,7 +182,7 @@ def _flash_attn() -> Callable | None:
 
 
 @functools.cache
-def _torch_varlen() -> Callable | None:
+def _torch_varlen() -> Kernel | None:
     try:
         from torch.nn.attention.varlen import varlen_attn  # torch >= 2.10
     except ImportError:
@@ -188,11 +190,21 @@ def _torch_varlen() -> Callable | None:
     return varlen_attn
 
 
-def _by_flash_attn(query, key, value, plan, scale, dropout, window, softcap):
+def _by_flash_attn(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    kernel: Any = _flash_attn()  # there: `_varlen_kernel` has looked
     index, cu_q, cu_k, max_q, max_k = plan.gathered_keys(query.device)
     query, key, value = _heads_last(query, key, value, index)
     # flash-attn >= 2.1 aligns causal masks to the last key, which is what a branch behind its prompt needs
-    return _flash_attn()(
+    return kernel(
         query,
         key,
         value,
@@ -208,10 +220,20 @@ def _by_flash_attn(query, key, value, plan, scale, dropout, window, softcap):
     )
 
 
-def _by_torch_varlen(query, key, value, plan, scale, dropout, window, softcap):
+def _by_torch_varlen(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    plan: AttentionPlan,
+    scale: float,
+    dropout: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    kernel: Any = _torch_varlen()  # there: `_varlen_kernel` has looked
     index, cu_q, cu_k, max_q, max_k = plan.gathered_keys(query.device)
     query, key, value = _heads_last(query, key, value, index)
-    return _torch_varlen()(
+    return kernel(
         query,
         key,
         value,
@@ -233,19 +255,35 @@ def _heads_last(query: Tensor, key: Tensor, value: Tensor, index: Tensor) -> tup
 # ---- The interface ----
 
 
-def _sdpa(module, query, key, value, attention_mask, tuna_plan=None, **kwargs):
+def _sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    tuna_plan: AttentionPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
     if tuna_plan is None:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **kwargs)
     return planned_attention(module, query, key, value, attention_mask, plan=tuna_plan, **kwargs)
 
 
-def _eager(module, query, key, value, attention_mask, tuna_plan=None, **kwargs):
+def _eager(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    tuna_plan: AttentionPlan | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor | None]:
     if tuna_plan is None:
         return eager_of(module)(module, query, key, value, attention_mask, **kwargs)
     return planned_attention(module, query, key, value, attention_mask, plan=tuna_plan, **kwargs)
 
 
-def eager_of(module: nn.Module) -> Callable:
+def eager_of(module: nn.Module) -> Kernel:
     """A family's own eager attention, which every modeling file of transformers holds under this name."""
     for kind in type(module).__mro__:
         if (found := getattr(sys.modules.get(kind.__module__), "eager_attention_forward", None)) is not None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 
@@ -26,7 +27,14 @@ class CollapseAlarm(TrainerCallback):
         self._last: deque[float] = deque(maxlen=WINDOW)
         self._said = False
 
-    def on_log(self, args, state, control, logs=None, **kwargs):
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         value = (logs or {}).get("logps/best")
         if value is None or self._said:
             return

@@ -25,13 +25,6 @@ class RankedCollator:
             reference answer, in a slot of its own behind the responses, never ranked) or "none".
         pad_to_multiple_of: L is a multiple of this.
 
-    Returns (by calling it on a list of tokenised rows, [`tuna_trl.data.tokenize`]):
-        `input_ids`, `attention_mask`, `labels` (-100 = not trained): int64 `(B, N, L)`; `score_mask`: bool `(B, N,
-        L)`, the tokens that s_k averages; `ranks`: int64 `(B, N)`, 1 = best, 0 = not ranked; `scores`: float32 `(B,
-        N)`, NaN = none; `rank_mask`: bool `(B, N)`, slots with a ranked response; `groups`: int64 `(B, N)`, equal
-        for identical token sequences; `prompt_lengths`: int64 `(B,)`, tokens that all responses of a row begin with;
-        `ref_logps`: float32 `(B, N)`, nats, where the rows have them.
-
     >>> row = {"prompt_ids": [5, 6], "response_ids": [[7, 8], [9]], "response_labels": [[7, 8], [9]],
     ...        "score_lengths": [2, 1], "ranks": [1, 2], "scores": [0.5, 0.1]}
     >>> batch = RankedCollator(pad_token_id=0)([row])
@@ -55,6 +48,18 @@ class RankedCollator:
             raise InputError(f"`mle_target` is {self.mle_target!r}, expected one of {', '.join(MLE_TARGETS)}.")
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:
+        """A batch.
+
+        Args:
+            rows: tokenised ones ([`tuna_trl.data.tokenize`]).
+
+        Returns:
+            `input_ids`, `attention_mask`, `labels` (-100 = not trained): int64 `(B, N, L)`; `score_mask`: bool `(B, N,
+            L)`, the tokens that s_k averages; `ranks`: int64 `(B, N)`, 1 = best, 0 = not ranked; `scores`: float32
+            `(B, N)`, NaN = none; `rank_mask`: bool `(B, N)`, slots with a ranked response; `groups`: int64 `(B, N)`,
+            equal for identical token sequences; `prompt_lengths`: int64 `(B,)`, tokens that all responses of a row
+            begin with; `ref_logps`: float32 `(B, N)`, nats, where the rows have them.
+        """
         rows = [row if "prompt_ids" in row else _language_modelling(row) for row in rows]
         slots = [self._slots(row) for row in rows]
         longest = max(

@@ -133,7 +133,8 @@ class TunaConfig(SFTConfig):
             self.activation_checkpointing = self.gradient_checkpointing
         if self.activation_checkpointing_kwargs is None:
             self.activation_checkpointing_kwargs = self.gradient_checkpointing_kwargs
-        self.gradient_checkpointing = self.gradient_checkpointing_kwargs = None
+        self.gradient_checkpointing_kwargs = None
+        self.gradient_checkpointing = None  # type: ignore[assignment]  # "not said", which its declaration lacks
         self._check_selective_checkpointing()
         # transformers knows a loss by the end of its name, and ours are called loss/rank and loss/mle
         if self.greater_is_better is None and "loss/" in (self.metric_for_best_model or ""):
@@ -153,7 +154,7 @@ class TunaConfig(SFTConfig):
         new.__dict__.update(self.__dict__)
         return new
 
-    def __deepcopy__(self, memo: dict) -> TunaConfig:
+    def __deepcopy__(self, memo: dict[int, Any]) -> TunaConfig:
         new = object.__new__(type(self))
         new.__dict__.update(copy.deepcopy(self.__dict__, memo))
         return new
@@ -217,7 +218,8 @@ class TunaConfig(SFTConfig):
             value = getattr(self, name)
             if name == "margin" and value is None:
                 continue
-            if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value < math.inf:
+            number = isinstance(value, Real) and not isinstance(value, bool)
+            if not number or not 0 <= value < math.inf:
                 raise InputError(f"`{name}` is {value!r}; it must be a finite number >= 0 (0 disables it).")
         for name, least, way_out in (
             ("max_responses", 1, "use at least 1, or None for all."),

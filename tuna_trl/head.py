@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -45,7 +46,7 @@ class LogitTransform:
         return logits
 
     @classmethod
-    def of(cls, config: object) -> LogitTransform:
+    def of(cls, config: Any) -> LogitTransform:
         """Read from a transformers config: Cohere's `logit_scale` multiplies, Granite's `logits_scaling` divides
         (HyperCLOVA X's multiplies), Falcon-H1 has `lm_head_multiplier`, Gemma 2 and 3n `final_logit_softcapping`."""
         text = config.get_text_config()
@@ -130,7 +131,15 @@ class _FrozenHead(torch.autograd.Function):
     """Log-probs under a frozen head, with d logp / d hidden saved instead of logits: `(T, d)`, not `(T, V)`."""
 
     @staticmethod
-    def forward(ctx, hidden, targets, weight, bias, transform, chunk):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        transform: LogitTransform,
+        chunk: int,
+    ) -> Tensor:
         needs_grad = ctx.needs_input_grad[0]
         logps = hidden.new_empty(len(hidden), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         slope = torch.empty_like(hidden) if needs_grad else None
@@ -140,14 +149,14 @@ class _FrozenHead(torch.autograd.Function):
             # one kernel with the bias in it, as the module's own: added afterwards, a bf16 sum would be rounded twice
             logits = transform(_at_least_fp32(nn.functional.linear(hidden[rows], weight, bias)))
             logps[rows], change = _logps_and_slope(logits, targets[rows], transform, needs_grad)
-            if needs_grad:
+            if slope is not None and change is not None:
                 slope[rows] = change.to(weight.dtype) @ weight
             del logits, change  # or the next chunk is made beside this one
         ctx.save_for_backward(slope)
         return logps
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (slope,) = ctx.saved_tensors
         return slope * grad.unsqueeze(1).to(slope.dtype), None, None, None, None, None
 
@@ -157,7 +166,15 @@ class _TrainedHead(torch.autograd.Function):
     `KEPT_BYTES` (3 products of T x d x V), else made again chunk by chunk in the backward (4 products)."""
 
     @staticmethod
-    def forward(ctx, hidden, targets, weight, bias, transform, chunk):
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        targets: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        transform: LogitTransform,
+        chunk: int,
+    ) -> Tensor:
         logps = hidden.new_empty(len(hidden), dtype=torch.float64 if hidden.dtype == torch.float64 else torch.float32)
         own, own_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         wanted = any(ctx.needs_input_grad[i] for i in (0, 2, 3))
@@ -167,7 +184,7 @@ class _TrainedHead(torch.autograd.Function):
             rows = slice(start, start + chunk)
             logits = transform(_at_least_fp32(nn.functional.linear(hidden[rows], own, own_bias)))
             logps[rows], change = _logps_and_slope(logits, targets[rows], transform, keep)
-            if keep:
+            if keep and change is not None:
                 kept.append(change.to(hidden.dtype))
             del logits, change
         ctx.save_for_backward(hidden, targets, weight, bias, *kept)
@@ -176,7 +193,7 @@ class _TrainedHead(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         hidden, targets, weight, bias, *kept = ctx.saved_tensors
         own, own_bias = weight.to(hidden.dtype), None if bias is None else bias.to(hidden.dtype)
         exact = torch.float64 if hidden.dtype == torch.float64 else torch.float32

@@ -96,6 +96,7 @@ def _reason_to_not_follow(base: nn.Module, config: Any, implementation: str) -> 
     """Set the attention, ask the model, and set it back if the answer is no."""
     own = base.config._attn_implementation
     name = type(base).__name__
+    reason: str | None
     try:
         if implementation != own:
             if not base._can_set_attn_implementation():

@@ -77,17 +77,18 @@ def write_model_card(
     from jinja2 import Environment, StrictUndefined
 
     config = trainer.model.config
-    model_name = model_name or Path(trainer.args.output_dir).name
+    folder = Path(trainer.args.output_dir or "")
+    model_name = model_name or folder.name
     name = getattr(config, "_name_or_path", "") or ""
     base_model = name if name and not Path(name).exists() and name.count("/") == 1 else None
-    tags = {tags} if isinstance(tags, str) else set(tags or ())
+    own_tags = {tags} if isinstance(tags, str) else set(tags or ())
     data = ModelCardData(
         base_model=base_model,
         library_name="peft" if hasattr(trainer.model, "peft_config") else "transformers",
         pipeline_tag="text-generation",
         model_name=model_name,
         datasets=dataset_name,
-        tags=sorted(tags | set(trainer._tag_names) | {"arxiv:2310.13385"}),
+        tags=sorted(own_tags | set(trainer._tag_names) | {"arxiv:2310.13385"}),
     )
     template = resources.files("tuna_trl").joinpath("templates/model_card.md.jinja").read_text(encoding="utf-8")
     body = (
@@ -107,7 +108,7 @@ def write_model_card(
             versions={package: _version(package) for package in _packages(config)},
         )
     )
-    path = Path(trainer.args.output_dir, "README.md")
+    path = folder / "README.md"
     path.parent.mkdir(parents=True, exist_ok=True)
     ModelCard(f"---\n{data.to_yaml()}\n---\n\n{body}").save(path)
     return path
@@ -124,7 +125,12 @@ def _data_statistics(dataset: Any) -> dict[str, Any]:
     `sizes`: (responses an instruction, instructions that have so many), ascending. `rankers`: (who ranked, rows), the
     most frequent first; empty where the rows do not say.
     """
-    unknown = {"rows": "streamed", "responses": "not counted", "per_row": "any number", "tokens": "not counted"}
+    unknown: dict[str, Any] = {
+        "rows": "streamed",
+        "responses": "not counted",
+        "per_row": "any number",
+        "tokens": "not counted",
+    }
     unknown |= {"sizes": [], "rankers": [], "tied": 0}
     if not isinstance(dataset, Dataset):
         return unknown

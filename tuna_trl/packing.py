@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ class AttentionPlan:
     length: int
     calls: int = 0
     windows: list[int | None] = field(default_factory=list)
-    _cache: dict = field(default_factory=dict, repr=False)
+    _cache: dict[tuple[Any, ...], Any] = field(default_factory=dict, repr=False)
 
     def branch_mask(self, prompt: int, response: int, window: int | None, device: torch.device) -> Tensor:
         """`(response, prompt + response)` bool: what each token of a branch sees of prompt + itself. A sliding

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from .losses.pairs import length_normalised
 from .scoring import evaluating, response_logps
@@ -31,16 +31,20 @@ class RankingTable(TrainerCallback):
     def __init__(self, trainer: TunaTrainer, *, num_prompts: int = 4, every: int = 50) -> None:
         self._trainer = trainer
         self._every = max(every, 1)
-        dataset = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
+        dataset: Any = trainer.eval_dataset if trainer.eval_dataset is not None else trainer.train_dataset
         if isinstance(dataset, dict):
             dataset = next(iter(dataset.values()))
         self._rows = [row for row, _ in zip(dataset, range(num_prompts), strict=False)]
         self._last = -1
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._show(state.global_step)
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         if state.global_step % self._every == 0:
             self._show(state.global_step)
 

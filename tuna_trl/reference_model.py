@@ -7,7 +7,7 @@ switched off (LoRA; costs a forward, no memory), or a frozen copy (full fine-tun
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from .scoring import evaluating, install, response_logps
 
 
 if TYPE_CHECKING:
-    from transformers import Trainer
+    from .trainer import TunaTrainer
 
 COLUMN = "ref_logps"
 
@@ -64,7 +64,7 @@ class ReferenceModel:
             return response_logps(judge, batch, layout=self._layout).logps
 
 
-def reference_of(trainer: Trainer, layout: str) -> ReferenceModel | None:
+def reference_of(trainer: TunaTrainer, layout: str) -> ReferenceModel | None:
     """The reference model of a trainer whose loss needs one, made before the first step, from its model as passed.
 
     With `precompute_ref_log_probs`, the trainer's datasets get a column `ref_logps` instead.
@@ -104,7 +104,7 @@ def reference_of(trainer: Trainer, layout: str) -> ReferenceModel | None:
     return ReferenceModel(model, copied=not args.precompute_ref_log_probs, layout=layout)
 
 
-def _weights_are_elsewhere(trainer: Trainer) -> bool:
+def _weights_are_elsewhere(trainer: TunaTrainer) -> bool:
     if trainer.is_fsdp_enabled:
         return bool(trainer.accelerator.state.fsdp_plugin.cpu_ram_efficient_loading)
     return any(hasattr(parameter, "ds_id") for parameter in trainer.model.parameters())
@@ -113,7 +113,7 @@ def _weights_are_elsewhere(trainer: Trainer) -> bool:
 def add_reference_logps(
     dataset: Dataset,
     model: nn.Module,
-    collate: Callable[[Sequence[Mapping[str, Any]]], dict[str, Tensor]],
+    collate: Callable[[list[Any]], dict[str, Any]],
     *,
     size: int,
     layout: str = "rows",
@@ -129,7 +129,7 @@ def add_reference_logps(
     reference = ReferenceModel(model, copied=False, layout=layout)
     device = next(model.parameters()).device
 
-    def score(rows: dict[str, list]) -> dict[str, list]:
+    def score(rows: dict[str, list[Any]]) -> dict[str, list[Any]]:
         names = list(rows)
         batch = collate([dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)])
         batch = {name: value.to(device) for name, value in batch.items()}

@@ -63,10 +63,10 @@ def install(model: nn.Module) -> nn.Module:
     return base
 
 
-def _taught_forward(plain_forward: Callable, transform: LogitTransform, plain: bool) -> Callable:
+def _taught_forward(plain_forward: Callable[..., Any], transform: LogitTransform, plain: bool) -> Callable[..., Any]:
     """The forward of a class with one more keyword; `plain` as found by [`_head_is_plain`]."""
 
-    def forward(self, *args, tuna_targets: Mapping[str, Tensor] | None = None, **kwargs):
+    def forward(self: Any, *args: Any, tuna_targets: Mapping[str, Tensor] | None = None, **kwargs: Any) -> Any:
         if tuna_targets is None:
             return self._tuna_forward(*args, **kwargs)
         kwargs["use_cache"] = False
@@ -92,10 +92,10 @@ def _taught_forward(plain_forward: Callable, transform: LogitTransform, plain: b
 
     # generate() checks its keywords against this signature. `__wrapped__` must not be there: accelerate follows it to
     # the end when it takes off its mixed precision (utils/other.py, extract_model_from_parallel), and ours would go.
-    functools.update_wrapper(forward, plain_forward)
-    del forward.__wrapped__
-    forward.__signature__ = inspect.signature(plain_forward)
-    return forward
+    taught: Any = functools.update_wrapper(forward, plain_forward)
+    del taught.__wrapped__
+    taught.__signature__ = inspect.signature(plain_forward)
+    return taught
 
 
 def response_logps(
@@ -185,11 +185,14 @@ def score_rows(
     """Log-probs of *given* responses under a local model, by teacher forcing, temperature 1, raw logits.
 
     Args:
+        model: taught to score ([`tuna_trl.scoring.install`]).
+        tokenizer: with a chat template.
         rows: ranked rows (`prompt`, `responses`); ranks are not looked at.
         batch_size: rows in one forward.
         max_length: tokens a prompt with one response may have (None: the model's own limit); a longer response is
             not scored.
         batch_layout: "auto", "shared_prompt" or "rows" ([`tuna_trl.layouts`]).
+        show_progress: progress on stderr.
 
     Returns:
         for each row, in the order of its `responses`: `{"logprob": nats, "num_tokens": int}`, the end-of-turn token

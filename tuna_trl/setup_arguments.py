@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from transformers import PreTrainedTokenizerBase, TrainingArguments
 from transformers.utils import logging
@@ -33,8 +33,9 @@ def copied_config(args: TrainingArguments | None, model: Any, train_dataset: Any
         config.dataloader_pin_memory = False  # there is nothing to pin for, and torch warns at every loader
     if isinstance(train_dataset, IterableDataset):
         # the dispatcher cuts batches by rows and pads them across processes; each process reads its own shard instead
-        config.accelerator_config = copy.copy(config.accelerator_config)
-        config.accelerator_config.dispatch_batches = False
+        accelerator_config: Any = copy.copy(config.accelerator_config)
+        accelerator_config.dispatch_batches = False
+        config.accelerator_config = accelerator_config
     return config
 
 
@@ -50,13 +51,18 @@ def _check_dicts(args: TunaConfig) -> None:
         )
 
 
+def as_dict(value: dict[str, Any] | str | None) -> dict[str, Any]:
+    """A field of a config that is a dict once the config is made: the declared `str` is JSON on a command line."""
+    return cast("dict[str, Any]", value or {})
+
+
 def load_if_named(model: Any, args: TunaConfig, quantization_config: Any) -> Any:
     """The model, loaded if it is given by name; seeded first, as adapters are drawn at random."""
     from torch import nn
     from transformers import set_seed
 
     set_seed(args.seed)
-    kwargs = dict(args.model_init_kwargs or {})
+    kwargs = dict(as_dict(args.model_init_kwargs))
     if isinstance(model, str):
         if quantization_config is not None:
             if "quantization_config" in kwargs:
@@ -150,7 +156,7 @@ def settle_tokenizer(
         name = getattr(model.config, "_name_or_path", "")
         if not name:
             raise InputError("`processing_class` is required: the model does not say where it came from.")
-        revision = (args.model_init_kwargs or {}).get("revision")
+        revision = as_dict(args.model_init_kwargs).get("revision")
         processing_class = load_tokenizer(name, trust_remote_code=args.trust_remote_code, revision=revision)
     if not isinstance(processing_class, PreTrainedTokenizerBase):
         raise TypeError(

@@ -78,7 +78,9 @@ class Template:
         from jinja2 import TemplateError
 
         try:
-            return self.tokenizer.apply_chat_template(list(messages), tokenize=True, return_dict=True, **kwargs)
+            conversation: Any = list(messages)
+            rendered: Any = self.tokenizer.apply_chat_template(conversation, tokenize=True, return_dict=True, **kwargs)
+            return rendered
         except TemplateError as error:  # `raise_exception` in the template, or a message without what it reads
             roles = ", ".join(str(message.get("role")) for message in messages)
             raise TemplateRefusal(
@@ -98,9 +100,9 @@ class Template:
     def turn_end(self) -> TurnEnd:
         """Found by rendering a probe turn: the first added token behind the content ends the turn."""
         self.require_chat()
-        kwargs = {"chat_template": self.chat_template} if self.chat_template else {}
+        kwargs: dict[str, Any] = {"chat_template": self.chat_template} if self.chat_template else {}
         messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": _PROBE}]
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, **kwargs)
+        text = str(self.tokenizer.apply_chat_template(messages, tokenize=False, **kwargs))
         head, found, tail_text = text.rpartition(_PROBE)
         tail: tuple[int, ...] = ()
         if found and tail_text:

@@ -7,23 +7,24 @@ mean), `model_card`.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from datasets import Dataset, IterableDataset
 from torch import Tensor, nn
-from torch.utils.data import RandomSampler
+from torch.utils.data import DataLoader, RandomSampler
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_utils import EvalLoopOutput, EvalPrediction
+from transformers.trainer_utils import EvalLoopOutput, EvalPrediction, PredictionOutput
 
 from .adapters import wrap_with_adapter
 from .argument_checks import check_arguments, check_collator, check_datasets, check_hooks, check_tokenised
 from .batch_metrics import BatchSums
 from .callbacks import CollapseAlarm
 from .collator import RankedCollator
+from .config import TunaConfig
 from .data.prepare import TOKENISED_COLUMNS, Preparation, prepare_dataset
 from .layouts import argument_against, choose_layout
 from .losses import bind, takes
@@ -34,6 +35,7 @@ from .reference_model import reference_of
 from .sampler import GroupedByLength
 from .scoring import install, response_logps
 from .setup_arguments import (
+    as_dict,
     copied_config,
     limit_length,
     load_if_named,
@@ -48,8 +50,8 @@ class TunaTrainer(Trainer):
     """
     Trains a causal language model on ranked responses (Tuna, arXiv 2310.13385); drop-in for [`trl.SFTTrainer`].
 
-    total = ranking_weight * sum of L_rank / (all instructions of the accumulated batch on all processes)
-          + mle_weight * sum of NLL / (all its likelihood tokens),
+        total = ranking_weight * sum of L_rank / (all instructions of the accumulated batch on all processes)
+              + mle_weight * sum of NLL / (all its likelihood tokens),
 
     so that 1 x 8, 8 x 1, 2 x 4 and two processes agree in loss and gradient. An SFT dataset is the case N = 1: no
     pairs, the likelihood term alone.
@@ -78,24 +80,26 @@ class TunaTrainer(Trainer):
     _name = "Tuna"
     # compute_loss normalises over the whole accumulated batch itself (transformers/trainer.py, training_step)
     loss_is_scaled_for_ga = True
+    args: TunaConfig
+    model: Any
 
     def __init__(
         self,
         model: str | PreTrainedModel | nn.Module,
         args: TrainingArguments | None = None,
-        data_collator: Callable | None = None,
+        data_collator: Callable[..., Any] | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset | IterableDataset] | None = None,
         processing_class: PreTrainedTokenizerBase | None = None,
-        compute_loss_func: Callable | None = None,
-        compute_metrics: Callable[[EvalPrediction], dict] | None = None,
+        compute_loss_func: Callable[..., Any] | None = None,
+        compute_metrics: Callable[[EvalPrediction], dict[str, Any]] | None = None,
         callbacks: list[TrainerCallback] | None = None,
         optimizers: tuple[torch.optim.Optimizer | None, torch.optim.lr_scheduler.LambdaLR | None] = (None, None),
         optimizer_cls_and_kwargs: tuple[type[torch.optim.Optimizer], dict[str, Any]] | None = None,
         preprocess_logits_for_metrics: Callable[[Tensor, Tensor], Tensor] | None = None,
         quantization_config: Any | None = None,
         peft_config: Any | None = None,
-        formatting_func: Callable[[dict], str] | None = None,
+        formatting_func: Callable[[dict[str, Any]], str] | None = None,
     ) -> None:
         check_arguments(compute_loss_func, preprocess_logits_for_metrics, formatting_func, args)
         check_hooks(data_collator, compute_metrics, callbacks, optimizers, optimizer_cls_and_kwargs, eval_dataset)
@@ -103,7 +107,7 @@ class TunaTrainer(Trainer):
         check_datasets(args, train_dataset)
         self._ranking_loss = bind(
             args.ranking_loss,
-            args.loss_kwargs or {},
+            as_dict(args.loss_kwargs),
             {
                 "margin": args.margin,
                 "pair_reduction": args.pair_reduction,
@@ -127,7 +131,7 @@ class TunaTrainer(Trainer):
             data_collator = RankedCollator(
                 pad_token_id=self._template.pad_token_id,
                 mle_target=args.mle_target if args.mle_weight else "none",
-                pad_to_multiple_of=args.pad_to_multiple_of,
+                pad_to_multiple_of=cast("int | None", args.pad_to_multiple_of),  # "auto" is settled by SFTConfig
             )
         self._sums = BatchSums()
         self._eval_sums = BatchSums()
@@ -153,13 +157,13 @@ class TunaTrainer(Trainer):
 
     # ---- Data ----
 
-    def _prepared(self, dataset: Any, args: TrainingArguments, name: str) -> Any:
+    def _prepared(self, dataset: Any, args: TunaConfig, name: str) -> Any:
         """A dataset, or a dict of them, tokenised; already tokenised ones and names of eval sets pass through."""
         if dataset is None or isinstance(dataset, str):
             return dataset
         if isinstance(dataset, dict):
             return {key: self._prepared(value, args, key) for key, value in dataset.items()}
-        if (args.dataset_kwargs or {}).get("skip_prepare_dataset"):
+        if as_dict(args.dataset_kwargs).get("skip_prepare_dataset"):
             check_tokenised(dataset, name)
             return dataset
         # tokenised rows are past formatting, as for TRL
@@ -175,9 +179,10 @@ class TunaTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         # By default every column that the model's forward does not name is dropped before the collator sees it.
         if self._signature_columns is None:
-            self._signature_columns = [*TOKENISED_COLUMNS, REF_LOGPS, "input_ids", "labels"]
+            columns: Any = [*TOKENISED_COLUMNS, REF_LOGPS, "input_ids", "labels"]
+            self._signature_columns = columns
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         name = self.args.length_column_name
         if self.args.train_sampling_strategy != "group_by_length" or not isinstance(dataset, Dataset):
@@ -188,8 +193,11 @@ class TunaTrainer(Trainer):
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return GroupedByLength(dataset[name], step, seed)
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The micro-batches of one optimiser step, and [instructions, likelihood tokens] of it over all processes."""
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[dict[str, Tensor]], num_batches: int, device: torch.device
+    ) -> tuple[list[dict[str, Tensor]], Tensor]:
+        """As in transformers: the micro-batches of one optimiser step; the second value is [instructions, likelihood
+        tokens] of it, over all processes."""
         batches: list[dict[str, Tensor]] = []
         counts = torch.zeros(2, dtype=torch.float64)
         for _ in range(num_batches):
@@ -216,10 +224,22 @@ class TunaTrainer(Trainer):
 
     # ---- Loss ----
 
-    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """The loss of one micro-batch: its share of the accumulated batch's (`num_items_in_batch`, as counted by
-        [`get_batch_samples`]), or its own mean where that is None. With `return_outputs`, also `{"scores", "ranks"}`,
-        both `(B, N)`."""
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: Tensor | None = None,
+    ) -> Any:
+        """The loss of one micro-batch.
+
+        Args:
+            model: the model, wrapped as the trainer does.
+            inputs: a batch of [`RankedCollator`].
+            return_outputs: also return `{"scores", "ranks"}`, both `(B, N)`.
+            num_items_in_batch: as counted by [`TunaTrainer.get_batch_samples`]; the loss is then this micro-batch's
+                share of the accumulated batch's, with None its own mean.
+        """
         result = response_logps(model, inputs, loss_type=self.args.loss_type, layout=self._layout)
         ranks, mask = inputs["ranks"], inputs["rank_mask"]
         extra = {"groups": inputs["groups"]} if takes(self._ranking_loss, "groups") else {}
@@ -257,11 +277,11 @@ class TunaTrainer(Trainer):
         with explaining_step(self, None):
             return super().train(*args, **kwargs)
 
-    def training_step(self, model, inputs, *args, **kwargs):
+    def training_step(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Tensor:
         with self._offloading(), explaining_step(self, inputs):
             return super().training_step(model, inputs, *args, **kwargs)
 
-    def _offloading(self):
+    def _offloading(self) -> AbstractContextManager[Any]:
         if not self.args.activation_offloading:
             return nullcontext()
         from trl.models import get_act_offloading_ctx_manager
@@ -270,16 +290,26 @@ class TunaTrainer(Trainer):
 
     # ---- Evaluation ----
 
-    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval"):
+    def evaluate(
+        self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
+    ) -> dict[str, float]:
         """As in transformers; a dataset given here is prepared like the ones given to the constructor."""
         eval_dataset = self._prepared(eval_dataset, self.args, metric_key_prefix)
         return super().evaluate(eval_dataset, ignore_keys, metric_key_prefix)
 
-    def predict(self, test_dataset, ignore_keys=None, metric_key_prefix: str = "test"):
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
         """As in transformers; the dataset is prepared like the ones given to the constructor."""
         return super().predict(self._prepared(test_dataset, self.args, "test"), ignore_keys, metric_key_prefix)
 
-    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Tensor],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         inputs = self._prepare_inputs(inputs)
         weights = self._instruction_weights(len(inputs["input_ids"])).to(inputs["input_ids"].device)
         inputs = {**inputs, "instruction_weights": weights}
@@ -292,17 +322,22 @@ class TunaTrainer(Trainer):
         return loss.detach(), scores, torch.where(mask, outputs["ranks"], -100)
 
     def evaluation_loop(
-        self, dataloader, description, prediction_loss_only=None, ignore_keys=None, metric_key_prefix: str = "eval"
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """The metrics of one eval set, under its own prefix; its loss is exact whatever the batch size (a mean of
-        per-batch means would weigh the tokens of a short batch more)."""
+        """As in transformers: the metrics of one eval set, under its own prefix; its loss is exact whatever the batch
+        size (a mean of per-batch means would weigh the tokens of a short batch more)."""
         self._eval_sums = BatchSums()
         output = super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         metrics = self._eval_sums.reduce(self.accelerator)
         parts = (("loss/rank", self.args.ranking_weight), ("loss/mle", self.args.mle_weight))
         metrics["loss"] = sum(weight * metrics.get(name, 0.0) for name, weight in parts)
-        output.metrics.update({f"{metric_key_prefix}_{name}": value for name, value in metrics.items()})
-        return output
+        own = {f"{metric_key_prefix}_{name}": value for name, value in metrics.items()}
+        return output._replace(metrics={**(output.metrics or {}), **own})
 
     # ---- Logging, saving ----
 
@@ -321,20 +356,27 @@ class TunaTrainer(Trainer):
         if self.args.include_num_input_tokens_seen == "no":  # else transformers counts them itself
             self.state.num_input_tokens_seen += tokens
 
-    def _save_checkpoint(self, model, trial):
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
         self._count_tokens()
         # every checkpoint carries its card, as TRL's do
-        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else Path(self.args.output_dir).name
+        folder = Path(self.args.output_dir or "")
+        name = self.args.hub_model_id.split("/")[-1] if self.args.hub_model_id else folder.name
         self.create_model_card(model_name=name)
         super()._save_checkpoint(model, trial)
 
-    def create_model_card(
+    def create_model_card(  # type: ignore[override]  # TRL's signature, not transformers'
         self,
         model_name: str | None = None,
         dataset_name: str | None = None,
         tags: str | list[str] | None = None,
     ) -> None:
-        """Write `README.md` into `output_dir`, with TRL's signature, so that `push_to_hub(dataset_name=...)` works."""
+        """Write `README.md` into `output_dir`, with TRL's signature, so that `push_to_hub(dataset_name=...)` works.
+
+        Args:
+            model_name: the card's title; by default the name of `output_dir`.
+            dataset_name: Hub id of what was trained on, for the card's metadata.
+            tags: more tags, beside ours.
+        """
         if self.is_world_process_zero():
             from .model_card import write_model_card
 

@@ -39,7 +39,7 @@ def copy(tmp_path_factory) -> Path:
     """The tree with all recipes done."""
     target = tmp_path_factory.mktemp("contributed")
     ignore = shutil.ignore_patterns("__pycache__", ".*", "*.egg-info")
-    for folder in ("tuna_trl", "tests"):
+    for folder in ("tuna_trl", "tests", "docs"):
         shutil.copytree(ROOT / folder, target / folder, ignore=ignore)
     for name in ("setup.cfg", ".ruff.toml"):
         shutil.copy(ROOT / name, target / name)

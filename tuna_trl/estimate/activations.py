@@ -187,6 +187,7 @@ def head_kept(shape: Shape, tokens: Tokens, execution: Execution) -> float:
 
 def kept(shape: Shape, tokens: Tokens, execution: Execution) -> float:
     """Bytes that autograd keeps at the end of the forward."""
+    layers: float
     if execution.checkpointing:
         layers = shape.weight_bytes * shape.hidden * tokens.tokens * len(shape.layers)
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from .plan import Plan
 
@@ -137,7 +138,7 @@ def _shared(plan: Plan) -> tuple[str, Plan] | None:
     return "--batch_layout shared_prompt", dataclasses.replace(plan, layout="shared_prompt")
 
 
-def _copied(config, **changes):
+def _copied(config: Any, **changes: Any) -> Any:
     import copy
 
     config = copy.deepcopy(config)

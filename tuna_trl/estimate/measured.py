@@ -41,7 +41,7 @@ class Measured:
 class _InOrder(TunaTrainer):
     """Takes the rows as they stand."""
 
-    def _get_train_sampler(self, train_dataset=None):
+    def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)
 
 
@@ -65,10 +65,11 @@ def measure(model: str, training: Any, dataset: Any, *, quantisation: Any = None
         )
         trainer.remove_callback(PrinterCallback)  # prints a dict of metrics to stdout
         args, layout = trainer.args, trainer._layout
-        workload = workload_of(trainer.train_dataset, "data", reference=args.mle_target == "reference")
+        rows: Any = trainer.train_dataset
+        workload = workload_of(rows, "data", reference=args.mle_target == "reference")
         order = workload.heaviest_rows(args.per_device_train_batch_size, layout)
         micro_batches = 2 * args.gradient_accumulation_steps
-        trainer.train_dataset = trainer.train_dataset.select(order * micro_batches)
+        trainer.train_dataset = rows.select(order * micro_batches)
         before = _begin(trainer.model)
         trainer.train()
         device = trainer.args.device.type

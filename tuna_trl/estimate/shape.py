@@ -172,14 +172,15 @@ def _read(model: nn.Module, base: nn.Module, dtype: torch.dtype, bits: int | Non
     quantised = set()
     if bits is not None:
         quantised = {id(w) for m in _linears(model) if id(w := _own_weight(m)) not in kept and not w.requires_grad}
-    frozen, trained = 0.0, {}
+    frozen = 0.0
+    trained: dict[int, int] = {}
     for name, parameter in model.named_parameters():
         size, count = parameter.element_size(), parameter.numel()
         if parameter.requires_grad:
             # a quantised base has its adapter in bf16 (tuna_trl.adapters)
             size = 2 if bits is not None and "lora_magnitude_vector" not in name else size
             trained[size] = trained.get(size, 0) + count
-        elif id(parameter) in quantised:
+        elif bits is not None and id(parameter) in quantised:
             frozen += _quantised_bytes(parameter, bits, double)
         else:
             frozen += size * count

@@ -70,4 +70,8 @@ def _means(questions: Sequence[Question], n: int) -> list[float | None]:
         verdict = question.answers[-1].verdict
         for place, answer in enumerate(question.permutation):
             found[answer].append(verdict.scores[place] if verdict.status == "ok" else None)
-    return [None if not values or None in values else math.fsum(values) / len(values) for values in found]
+    means: list[float | None] = []
+    for values in found:
+        known = [value for value in values if value is not None]
+        means.append(math.fsum(known) / len(known) if known and len(known) == len(values) else None)
+    return means

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from ..build.journal import Journal
 from ..errors import InputError
@@ -47,7 +47,14 @@ class BenchmarkCallback(TrainerCallback):
         self._trainer, self._benchmark, self._prefix = trainer, benchmark, prefix
         self._max_batch_tokens = max_batch_tokens
 
-    def on_evaluate(self, args, state, control, metrics=None, **kwargs):
+    def on_evaluate(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        metrics: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
         figures = self.figures()
         self._trainer.log(dict(figures))
         if metrics is not None:
@@ -57,7 +64,7 @@ class BenchmarkCallback(TrainerCallback):
         """The benchmark's figures on the model as it is."""
         with Journal(":memory:") as journal:
             scores = self._benchmark.run(self._candidate(), journal, math.inf, False)
-        found: dict[str, float] = {}
+        found: dict[str, Any] = {}
         for name, value in scores.figures.items():
             if value.mean is not None:
                 key = f"eval_{self._prefix}_{name}"

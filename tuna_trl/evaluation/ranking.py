@@ -178,7 +178,9 @@ def _row_metrics(scores: Scores, ranks: Ranks, argument: str) -> tuple[list[floa
 def _padded(scores: Scores, ranks: Ranks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """`(B, N)` scores, ranks and mask of ragged rows; a response that lacks score or rank is masked."""
     shape = len(scores), max(1, max(map(len, scores)))
-    array, places, mask = np.zeros(shape), np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=bool)
+    array: np.ndarray = np.zeros(shape)
+    places: np.ndarray = np.zeros(shape, dtype=np.int64)
+    mask: np.ndarray = np.zeros(shape, dtype=bool)
     for i, row in enumerate(zip(scores, ranks, strict=True)):
         for k, (score, rank) in enumerate(zip(*row, strict=True)):
             if score is not None and not math.isnan(score) and rank is not None:

@@ -181,6 +181,7 @@ def file_name(name: str) -> str:
 
 def _overview(evaluation: Evaluation) -> Table:
     names = _names(one.scores.figures for one in evaluation.models)
+    rows: list[tuple[Any, ...]]
     rows = [(one.name, *(_with_interval(one.scores.figures.get(name)) for name in names)) for one in evaluation.models]
     rows += [
         (f"{name} (no model)", *(values.get(figure) for figure in names))

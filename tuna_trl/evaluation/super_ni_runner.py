@@ -76,7 +76,9 @@ class SuperNi:
             tokenizer = candidate.tokenizer
             count = lambda text: tokenizer(text)["input_ids"]  # noqa: E731
             decode = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)  # noqa: E731
-        options = dict(shots=self.shots, count_tokens=count, decode=decode, max_source_length=self.max_source_length)
+        options: dict[str, Any] = dict(
+            shots=self.shots, count_tokens=count, decode=decode, max_source_length=self.max_source_length
+        )
         prompts = [render(tk_prompt(task, instance, **options), self.template) for task, instance in self.data.rows()]
         answers = greedy_answers(
             prompts,

@@ -26,6 +26,24 @@ from .tuna import tuna_loss
 
 
 RankingLoss = Callable[..., Tensor]
+"""A ranking loss: `(logps, lengths, ranks, mask, *, targets=None, ref_logps=None, **kwargs)` -> `(B,)`."""
+
+__all__ = [
+    "RankingLoss",
+    "brio_loss",
+    "dpo_pl_loss",
+    "lipo_loss",
+    "listmle_loss",
+    "listnet_loss",
+    "needs_reference",
+    "pro_loss",
+    "ranking_loss",
+    "register_ranking_loss",
+    "rrhf_loss",
+    "simpo_loss",
+    "slic_loss",
+    "tuna_loss",
+]
 
 _LOSSES: dict[str, RankingLoss] = {
     "tuna": tuna_loss,
@@ -47,8 +65,16 @@ def register_ranking_loss(name: str, loss: RankingLoss, *, needs_reference: bool
     """Make `loss` available as `TunaConfig(ranking_loss=name)`. A name that is taken is refused.
 
     Args:
+        name: what configs call it.
+        loss: a callable with the signature of [`tuna_trl.losses.tuna.tuna_loss`], as far as it is common to all.
         needs_reference: the loss reads `ref_logps`; the trainer then makes them. (A callable that is not registered
             says so by an attribute `needs_reference = True`.)
+
+    Returns:
+        `loss`.
+
+    Raises:
+        InputError: another loss has that name.
     """
     if name in _LOSSES and _LOSSES[name] is not loss:
         raise InputError(f"`name`: a ranking loss called {name!r} is registered already; choose another name.")
@@ -59,14 +85,25 @@ def register_ranking_loss(name: str, loss: RankingLoss, *, needs_reference: bool
 
 
 def needs_reference(loss: str | RankingLoss) -> bool:
-    """Whether a loss compares with a reference model."""
+    """Whether a loss compares with a reference model.
+
+    Args:
+        loss: a registered name, or a callable.
+    """
     if callable(loss):
         return getattr(loss, "needs_reference", False) or any(_LOSSES[name] is loss for name in _NEED_REFERENCE)
     return loss in _NEED_REFERENCE
 
 
 def ranking_loss(loss: str | RankingLoss) -> RankingLoss:
-    """The loss of that name, or the callable itself."""
+    """The loss of that name, or the callable itself.
+
+    Args:
+        loss: a registered name, or a callable.
+
+    Raises:
+        InputError: no loss of that name is registered.
+    """
     if callable(loss):
         return loss
     if loss not in _LOSSES:

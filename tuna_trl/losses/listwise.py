@@ -41,7 +41,14 @@ def listmle_loss(
 ) -> Tensor:
     """Plackett-Luce likelihood of the ranking; N = 2 is SimPO with beta = tau and gamma = 0.
 
-    Args: as [`tuna_trl.losses.tuna.tuna_loss`]; `tau` multiplies the scores, `top_k` counts ranks. Returns: `(B,)`.
+    Args: as [`tuna_trl.losses.tuna.tuna_loss`], and
+
+    Args:
+        tau: multiplies the scores.
+        top_k: how many ranks the likelihood is of, from the best on; None = all.
+
+    Returns:
+        `(B,)`.
     """
     scores = tau * length_normalised(logps, lengths, length_exponent)
     return _plackett_luce(scores, ranks, mask, groups, top_k)
@@ -88,8 +95,14 @@ def listnet_loss(
 ) -> Tensor:
     """Cross-entropy between the ranker's top-one distribution and the model's.
 
-    Args: as [`tuna_trl.losses.tuna.tuna_loss`]; `target_temperature` in the units of the scores. A row without a pair
-        is 0, as everywhere. Returns: `(B,)`.
+    Args: as [`tuna_trl.losses.tuna.tuna_loss`], and
+
+    Args:
+        tau: multiplies the model's scores.
+        target_temperature: divides the ranker's scores, in their units.
+
+    Returns:
+        `(B,)`; a row without a pair is 0, as everywhere.
     """
     scores = tau * length_normalised(logps, lengths, length_exponent)
     by_rank = -competition_ranks(ranks, mask).to(scores.dtype)
@@ -120,7 +133,14 @@ def dpo_pl_loss(
 ) -> Tensor:
     """DPO's Plackett-Luce form on summed log-probabilities; N = 2 is DPO's sigmoid loss.
 
-    Args: as [`tuna_trl.losses.tuna.tuna_loss`]; `ref_logps` `(B, N)` of the reference model. Returns: `(B,)`.
+    Args: as [`tuna_trl.losses.tuna.tuna_loss`], and
+
+    Args:
+        ref_logps: `(B, N)` summed log-probabilities under the reference model, nats.
+        beta: weight of the difference from the reference.
+
+    Returns:
+        `(B,)`.
     """
     return _plackett_luce(beta * _log_ratio(logps, lengths, ref_logps, "dpo_pl"), ranks, mask, groups, None)
 
@@ -138,7 +158,14 @@ def lipo_loss(
 ) -> Tensor:
     """LiPO-lambda: a logistic loss a pair, weighed by what swapping the two would change in DCG under the model.
 
-    Args: as [`tuna_trl.losses.tuna.tuna_loss`]; `ref_logps` `(B, N)` of the reference model. Returns: `(B,)`.
+    Args: as [`tuna_trl.losses.tuna.tuna_loss`], and
+
+    Args:
+        ref_logps: `(B, N)` summed log-probabilities under the reference model, nats.
+        beta: weight of the difference from the reference.
+
+    Returns:
+        `(B,)`.
     """
     scores = beta * _log_ratio(logps, lengths, ref_logps, "lipo")
     pairs = better_pairs(ranks, mask, groups)

@@ -85,7 +85,13 @@ def slic_loss(
 ) -> Tensor:
     """SLiC's rank calibration on summed log-probabilities, over all pairs (the paper has one pair).
 
-    Args: as [`tuna_trl.losses.tuna.tuna_loss`]; `delta` in nats. Returns: `(B,)`.
+    Args: as [`tuna_trl.losses.tuna.tuna_loss`], and
+
+    Args:
+        delta: the margin of every pair, nats.
+
+    Returns:
+        `(B,)`.
     """
     scores = length_normalised(logps, lengths, 0.0)
     pairs = better_pairs(ranks, mask, groups)
@@ -109,8 +115,15 @@ def simpo_loss(
 ) -> Tensor:
     """SimPO over all pairs (the paper has one pair), averaged over them.
 
-    Args: as [`tuna_trl.losses.tuna.tuna_loss`]; `gamma` is the target reward margin (times the rank gap with
-        `rank_scaled`). Returns: `(B,)`.
+    Args: as [`tuna_trl.losses.tuna.tuna_loss`], and
+
+    Args:
+        beta: multiplies the scores (nats a token with `length_exponent` 1).
+        gamma: the target reward margin, in units of `beta` times a score.
+        rank_scaled: the margin of a pair is `gamma` times its rank gap.
+
+    Returns:
+        `(B,)`.
     """
     scores = length_normalised(logps, lengths, length_exponent)
     pairs = better_pairs(ranks, mask, groups)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 try:
     import fcntl
 except ImportError:  # not on Windows, where two sweeps in one folder are the user's to avoid
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 _FORMAT = 1  # of what is measured; a change of it measures and trains anew
 Call = Callable[[Path], int]

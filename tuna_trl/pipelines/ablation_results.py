@@ -37,7 +37,9 @@ def over_seeds(runs: Sequence[Values]) -> Values:
     ]
 
 
-def aggregate(sweep: Sweep, runs: Runs, heldout: Sequence[Mapping[str, Any]], judge: Mapping[str, Any]) -> dict:
+def aggregate(
+    sweep: Sweep, runs: Runs, heldout: Sequence[Mapping[str, Any]], judge: Mapping[str, Any]
+) -> dict[str, Any]:
     """What `results.json` holds.
 
     Args:

@@ -157,7 +157,7 @@ def _reward(sweep: Sweep, arm: Arm, spec: Mapping[str, Any]) -> Any:
     from ..clients.judges import judge_by_name
 
     name = arm.data.get("reward")
-    if name in spec["needs"]:
+    if name is not None and name in spec["needs"]:
         return _reward_model(spec, name)
     options = dict(sweep.judge) if name is None else {"name": name}
     return judge_by_name(options.pop("name"), **options)

@@ -13,7 +13,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from ..errors import InputError, did_you_mean
 
@@ -138,7 +138,7 @@ def parse(kind: str, options: Mapping[str, Any], output_dir: Path, seed: int) ->
     from trl import ModelConfig, TrlParser
 
     class Parser(TrlParser):
-        def error(self, message: str) -> None:  # argparse prints 120 lines of usage first
+        def error(self, message: str) -> NoReturn:  # argparse prints 120 lines of usage first
             raise InputError(message)
 
     values = {**_DEFAULTS, **KINDS[kind].preset, **options, "output_dir": str(output_dir), "seed": seed}
@@ -154,7 +154,8 @@ def parse(kind: str, options: Mapping[str, Any], output_dir: Path, seed: int) ->
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)  # TRL's own default has the old name
-                parsed = Parser((_config_class(kind), ModelConfig)).parse_args_and_config(["--config", str(file)])
+                classes: Any = (_config_class(kind), ModelConfig)
+                parsed = Parser(classes).parse_args_and_config(["--config", str(file)])
         except InputError as error:
             raise InputError(f"trainer {kind}: {error}") from None
         except (ValueError, TypeError) as error:
@@ -236,7 +237,9 @@ def make_trainer(
 
     more: dict[str, Any] = {}
     if KINDS[kind].ours:
-        from ..trainer import TunaTrainer as trainer_class
+        from ..trainer import TunaTrainer
+
+        trainer_class: Any = TunaTrainer
     else:
         trainer_class = getattr(trl, KINDS[kind].trainer)
     if KINDS[kind].rows == "prompts":

@@ -36,6 +36,10 @@ def compare(
     Args:
         rows: ranked rows of one fixed set of samples, ranked by the judge.
         models: name -> (model, tokenizer); the first is the one that differences are taken from.
+        judge: scores the models' own answers.
+        journal: an SQLite file for what the judge says; None = memory.
+        max_cost: cap in USD on the judge, what the journal holds included; None = no cap.
+        max_new_tokens: tokens of an answer at most, the end token included.
 
     Returns:
         `models` -> name -> `rank_accuracy` (how often its length-normalised likelihood orders a pair of the fixed
@@ -50,7 +54,8 @@ def compare(
     ranks = [[r["rank"] for r in row["responses"]] for row in rows]
     prompts = [row["prompt"] for row in rows]
     references = [row["reference"] for row in rows]
-    reports, answers, lengths = {}, {}, None
+    reports, answers = {}, {}
+    lengths: list[list[Any]] = []
     for name, (model, tokenizer) in models.items():
         scored = score_rows(model, tokenizer, rows, show_progress=True)
         lengths = [[s["num_tokens"] for s in row] for row in scored]
@@ -90,7 +95,7 @@ def compare(
     return result
 
 
-def _mean_logp(scored: Mapping[str, float | int | None]) -> float | None:
+def _mean_logp(scored: Mapping[str, Any]) -> float | None:
     return None if scored["logprob"] is None else scored["logprob"] / scored["num_tokens"]
 
 

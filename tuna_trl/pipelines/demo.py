@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..build.judge import JudgeBuildConfig, judge_builds
 from ..build.teacher import TeacherBuildConfig, build_teacher_ranked
@@ -294,7 +294,7 @@ class _Demo:
         }
 
 
-def _conversations(split: str) -> list[dict[str, Any]]:
+def _conversations(split: Literal["train", "heldout"]) -> list[dict[str, Any]]:
     """The demo's instructions as rows with a system prompt that asks for short answers."""
     return [
         {

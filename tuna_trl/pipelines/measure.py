@@ -79,8 +79,10 @@ def measure_judge(judge: Any, heldout: Dataset) -> dict[str, Any]:
         texts = tuple(response["content"] for response in row["responses"])
         request = JudgeRequest(row["prompt"], texts, row["reference"])
         verdict = judge.parse(request, judge.ask([request])[0]) if texts else None
-        readable = verdict is not None and verdict.status == "ok"
-        scores.append(list(verdict.scores) if readable else [None] * len(texts))
+        if verdict is not None and verdict.status == "ok":
+            scores.append(list(verdict.scores))
+        else:
+            scores.append([None] * len(texts))
     return _orders(heldout, scores)
 
 

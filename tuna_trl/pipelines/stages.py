@@ -50,8 +50,8 @@ class Stages:
     def run(self, name: str, title: str, settings: Mapping[str, Any], output: Path, work: Callable[[], None]) -> None:
         """Do `work`, which writes `output`, unless it was done before with the same settings."""
         self._key = digest([self._key, name, settings])
-        entry = self._done.get(name)
-        same = entry is not None and entry["key"] == self._key
+        entry = self._done.get(name, {})
+        same = entry.get("key") == self._key
         if same and "seconds" in entry and output.exists():
             self.say(f"{title}: done before ({entry['seconds']:.0f} s).")
             return

@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
-from transformers import TrainerCallback, get_scheduler
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments, get_scheduler
 
 from ..build.progress import progress
 from ..errors import InputError
@@ -80,15 +80,21 @@ class TokenMeter(TrainerCallback):
     def load(self, checkpoint: Path) -> None:
         self.totals = Totals(**json.loads((checkpoint / FILE).read_text(encoding="utf-8")))
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._started = time.monotonic(), time.process_time()
 
-    def on_step_end(self, args, state, control, **kwargs):
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self.totals.steps = state.global_step
         if self.budget is not None and self.totals.tokens >= self.budget:
             control.should_training_stop = True
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._clock()
 
     def _clock(self) -> None:
@@ -106,19 +112,26 @@ class TokenBar(TrainerCallback):
         self._title, self._meter = title, meter
         self._stack = ExitStack()
         self._shown = 0
-        self._advance = None
+        self._advance: Callable[[int], None] | None = None
 
-    def on_train_begin(self, args, state, control, **kwargs):
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._shown = self._meter.totals.tokens
         note = f"{self._shown} tokens were trained on before" if self._shown else ""
-        left = max(self._meter.budget - self._shown, 0)
+        left = max((self._meter.budget or 0) - self._shown, 0)
         self._advance = self._stack.enter_context(progress(self._title, left, note, unit="tokens"))
 
-    def on_step_end(self, args, state, control, **kwargs):
-        self._advance(self._meter.totals.tokens - self._shown)
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._advance is not None:
+            self._advance(self._meter.totals.tokens - self._shown)
         self._shown = self._meter.totals.tokens
 
-    def on_train_end(self, args, state, control, **kwargs):
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
         self._stack.close()
 
 
@@ -140,28 +153,28 @@ def count(inputs: Mapping[str, Tensor], counts: str, *, ranking: bool = True) ->
     return tokens, int(inputs["prompt_mask"].sum()) + tokens if mask is None else int(mask.sum())
 
 
-def metered(trainer: type, meter: TokenMeter) -> type:
+def metered(trainer: Any, meter: TokenMeter) -> type:
     """The trainer's class, telling `meter` of every training batch; under a budget its learning rate follows the
     share of the budget that is used up, so that a schedule ends where training does."""
 
     class Metered(trainer):
-        def __init__(self, *args, callbacks=None, **kwargs):
+        def __init__(self, *args: Any, callbacks: Any = None, **kwargs: Any) -> None:
             super().__init__(*args, callbacks=[meter, *(callbacks or [])], **kwargs)
 
-        def compute_loss(self, model, inputs, *args, **kwargs):
+        def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
             if self.model.training:
                 meter.add(inputs)
             return super().compute_loss(model, inputs, *args, **kwargs)
 
-        def create_scheduler(self, num_training_steps, optimizer=None):
+        def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
             if meter.budget is None or self.lr_scheduler is not None:
                 return super().create_scheduler(num_training_steps, optimizer)
             optimizer = self.optimizer if optimizer is None else optimizer
-            self.lr_scheduler = LambdaLR(optimizer, _by_budget(self.args, optimizer, meter))
+            self.lr_scheduler: Any = LambdaLR(optimizer, _by_budget(self.args, optimizer, meter))
             self._created_lr_scheduler = True
             return self.lr_scheduler
 
-        def _save_checkpoint(self, model, trial):
+        def _save_checkpoint(self, model: Any, trial: Any) -> None:
             super()._save_checkpoint(model, trial)
             meter.save(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
 

@@ -156,6 +156,7 @@ def range_plot(groups: Sequence[tuple[str, Sequence[float]]], *, label: str, x_l
         return Markup("")
     left, step = 54, 20 if len(groups) > 5 else 26
     height = TOP + step * len(groups) + BOTTOM
+    quantiles: list[list[float]]
     quantiles = [np.quantile(values, [0.05, 0.25, 0.5, 0.75, 0.95]).tolist() for _, values in groups]
     x = _scale([0.0, *(q for five in quantiles for q in five)], left, WIDTH - RIGHT, pad=0.02)
     x = Scale(0.0, x.high, x.start, x.end)

@@ -39,7 +39,7 @@ def ranked_sections(
     """
     parts = list(_flat(datasets))
     each = max(4, _SHOWN_ROWS // max(1, len(parts)))
-    sections = []
+    sections: list[dict[str, Any]] = []
     for name, key, part in parts:
         section = _ranked_section(name, part, each, tokenizer)
         replies = (judgments or {}).get(key)
@@ -112,7 +112,7 @@ def _win_matrix(s: RankedSummary, name: str) -> Chart | None:
     models = [model for model in s.models if any(model == a for a, _ in s.wins)][:_SHOWN_MODELS]
     if len(models) < 2:
         return None
-    won = {m: [s.wins[m, other].value for other in models if (m, other) in s.wins] for m in models}
+    won = {m: [s.wins[m, other].value or 0.0 for other in models if (m, other) in s.wins] for m in models}
     models.sort(key=lambda m: -sum(won[m]) / max(1, len(won[m])))
     left = len({a for a, _ in s.wins}) - len(models)
     cells = [[_win(s, a, b) for b in models] for a in models]
@@ -123,9 +123,9 @@ def _win_matrix(s: RankedSummary, name: str) -> Chart | None:
 
 
 def _win(s: RankedSummary, a: str, b: str) -> tuple[float, str] | None:
-    if (a, b) not in s.wins:
+    won = s.wins.get((a, b))
+    if won is None or won.value is None:
         return None
-    won = s.wins[a, b]
     return won.value, f"{first_line(a, 60)} above {first_line(b, 60)}: {100 * won.value:.1f} % of {won.rows:,}"
 
 

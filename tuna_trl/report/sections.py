@@ -77,6 +77,7 @@ def difference_plots(summary: Mapping[str, Any]) -> list[Chart]:
     metrics = dict.fromkeys([*METRIC_NAMES, *(m for of_model in differences.values() for m in of_model or {})])
     result = []
     for metric in metrics:
+        entries: list[tuple[str, Any]]
         entries = [(model_name(model), (of_model or {}).get(metric)) for model, of_model in differences.items()]
         rows = [(name, e["mean"], e["low"], e["high"]) for name, e in entries if is_interval(e)]
         if rows:

@@ -81,7 +81,7 @@ def _against_start(summary: Mapping[str, Any], model: str) -> Statement | None:
 def _against_rules(summary: Mapping[str, Any], model: str) -> list[Statement]:
     """A model against what needs no model at all: the better of the two length rules, and copying the prompt."""
     lengths = summary.get("length_baseline") or {}
-    rules = {name: lengths.get(name) for name in BASELINE_NAMES if is_interval(lengths.get(name))}
+    rules: dict[str, Any] = {name: lengths.get(name) for name in BASELINE_NAMES if is_interval(lengths.get(name))}
     result = []
     if rules:
         name, rule = max(rules.items(), key=lambda item: item[1]["mean"])

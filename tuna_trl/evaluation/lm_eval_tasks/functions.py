@@ -79,7 +79,9 @@ def _report(outcomes: Sequence[tuple[Any, ...]]) -> Any:
     from tuna_trl.evaluation.lmentry.aggregate import Outcome, aggregate
 
     report = aggregate(Outcome(*outcome) for outcome in outcomes)
-    missing = {name: float("nan") for name in ("accuracy", "robustness", "score") if getattr(report, name) is None}
+    missing: dict[str, Any] = {
+        name: float("nan") for name in ("accuracy", "robustness", "score") if getattr(report, name) is None
+    }
     return replace(report, **missing)
 
 

@@ -40,8 +40,8 @@ class LMentryReport:
     robustness: float | None
     score: float | None
     parts: dict[str, float | None]  # argument_order, argument_content, template, adjacent_tasks
-    tasks: dict[str, float]
-    templates: dict[str, dict[int, float]]
+    tasks: dict[str, float | None]
+    templates: dict[str, dict[int, float | None]]
     examples: dict[str, int]
 
     def to_json(self) -> dict[str, Any]:
@@ -150,10 +150,15 @@ def bootstrap(counts: Counts, *, level: float = 0.95, draws: int = 500, seed: in
 
 def _robustness(groups: Sequence[Sequence[float | None]]) -> float | None:
     """100 less the mean over groups of the largest gap within; None where a group lacks a member."""
-    gaps = [None if None in group else max(group) - min(group) for group in groups]
-    mean = _mean(gaps)
+    mean = _mean([_gap(group) for group in groups])
     return None if mean is None else 100 - mean
 
 
+def _gap(group: Sequence[float | None]) -> float | None:
+    known = [value for value in group if value is not None]
+    return max(known) - min(known) if len(known) == len(group) else None
+
+
 def _mean(values: Sequence[float | None]) -> float | None:
-    return None if None in values or not values else math.fsum(values) / len(values)
+    known = [value for value in values if value is not None]
+    return math.fsum(known) / len(known) if known and len(known) == len(values) else None

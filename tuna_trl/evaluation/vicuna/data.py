@@ -23,7 +23,12 @@ class VicunaQuestion:
 
 @dataclass(frozen=True)
 class PromptText:
-    """A judge prompt: the system prompt, and the user turn as a format string."""
+    """A judge prompt.
+
+    Args:
+        system: the system prompt.
+        template: the user turn, as a format string.
+    """
 
     system: str
     template: str

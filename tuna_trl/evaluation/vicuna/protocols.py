@@ -76,7 +76,10 @@ class PairV2(_FastChat):
         )
 
     def parse(self, request: JudgeRequest, reply: Reply) -> Verdict:
-        """The verdict; in running text [[A]], [[B]] and [[C]] are looked for in this order, as FastChat does."""
+        """The verdict; in running text [[A]], [[B]] and [[C]] are looked for in this order, as FastChat does.
+
+        Args: as [`JudgeProtocol.parse`].
+        """
         if (unread := _unread(reply)) is not None:
             return unread
         text = _field_of(reply.raw, "verdict") or reply.raw

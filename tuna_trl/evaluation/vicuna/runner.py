@@ -26,6 +26,7 @@ class CompletionJudge:
         complete: may be called from `concurrency` threads at once.
         protocol: what is asked and how the reply is read.
         name: goes into the results and, as the only mark of what `complete` is, into the journal's keys.
+        concurrency: calls of `complete` at once.
     """
 
     method = "judge"
@@ -223,10 +224,11 @@ def _two_questions(question: VicunaQuestion, answers: tuple[str, str]) -> list[Q
 def _scores(game: Question) -> tuple[float, float] | None:
     """(our score, their score), whatever order they were shown in; None where the reply could not be read."""
     verdict = game.answers[-1].verdict
-    if verdict.status != "ok" or None in verdict.scores:
+    if verdict.status != "ok":
         return None
     by_model = dict(zip(game.permutation, verdict.scores, strict=True))
-    return by_model[0], by_model[1]
+    ours, theirs = by_model[0], by_model[1]
+    return None if ours is None or theirs is None else (ours, theirs)
 
 
 def _result(scores: tuple[float, float] | None) -> float | None:
