@@ -7,7 +7,6 @@ together and makes rows. Touches the journal and the clients that it is given, n
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +22,7 @@ from .items import PromptItem, as_splits, prompt_items
 from .journal import Journal
 from .judging import Question, ask_all
 from .sampling import Diversity, Drawn, draw
+from .streamed import check_least
 from .teacher import sum_logprob
 
 
@@ -93,11 +93,7 @@ class JudgeBuildConfig:
             "max_tries": 1, "bucket_size": 1, "repeats": 1, "tie_delta": 0, "max_malformed": 0, "max_cost": 0,
             "limit": 1, "batch_requests": 1, "batch_poll": 0,
         }  # fmt: skip
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            most = math.inf if name == "max_cost" else sys.float_info.max
-            if value is not None and not minimum <= value <= most:  # NaN is in no range
-                raise InputError(f"JudgeBuildConfig: `{name}` is {value}, expected a number from {minimum} on.")
+        check_least(self, least)
         if not 0 < self.top_p <= 1:
             raise InputError(f"JudgeBuildConfig: `top_p` is {self.top_p}, expected (0, 1]; 1 cuts nothing.")
         if self.rouge_threshold is not None and not 0 < self.rouge_threshold <= 1:

@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 
 from ..clients.local_scorer import GivenScorer, TransformersScorer
 from ..clients.prompt_logprobs import PromptScorer
-from ..data.schema import ranked_features
 from ..errors import InputError
 from .cost import Budget
 from .given import GivenRow, given_splits, read_given
@@ -30,6 +29,7 @@ from .ray_scoring import RayScorer
 from .remote import check_spending
 from .score_buckets import ScoreAsk, score_each
 from .score_remote import score_remote
+from .streamed import check_least, check_share, collected, written
 
 
 if TYPE_CHECKING:
@@ -85,11 +85,7 @@ class RankConfig:
             "length_exponent": 0, "tie_delta": 0, "max_length": 1, "batch_size": 1, "bucket_size": 1, "window_size": 1,
             "limit": 1, "max_cost": 0,
         }  # fmt: skip
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            infinite = name == "max_cost" and value == math.inf
-            if value is not None and not infinite and not minimum <= value < math.inf:  # NaN is in no range
-                raise InputError(f"RankConfig: `{name}` is {value}, expected a number from {minimum} on.")
+        check_least(self, least)
 
     def ask(self) -> ScoreAsk:
         """What is asked of a local teacher."""
@@ -140,15 +136,8 @@ def rank_given(dataset: Any, teacher: GivenScorer | PromptScorer, config: RankCo
         BudgetExceeded: the next request could cost more than what is left of `max_cost`.
         BuildError: the server cannot score given text or is down, or the journal cannot be written.
     """
-    from datasets import DatasetDict
-
-    from ..data.parquet import spooled
-
     run = _Ranking(dataset, teacher, config or RankConfig(), Share())
-    features, result = ranked_features(), DatasetDict()
-    with run.journal() as journal:
-        for split, rows in run.splits(journal):
-            result[split] = spooled(rows, features)
+    result = collected(run)
     run.say_unranked()
     return result
 
@@ -176,23 +165,14 @@ def rank_folder(
     Raises:
         InputError, BudgetExceeded, BuildError: see [`rank_given`] and [`tuna_trl.data.hub.save_ranked`].
     """
-    from ..data.hub import stream_ranked
-
     config, share = config or RankConfig(), my_share()
-    if share.world > 1 and config.journal is None:
-        raise InputError(f"{share.world} processes share their work in a journal: set `journal` to a file.")
-    if share.world > 1 and isinstance(teacher, PromptScorer | RayScorer):
-        raise InputError("A server or a Ray cluster is asked from one process: run it without the launcher.")
+    several = "A server or a Ray cluster is asked from one process: run it without the launcher."
+    check_share(share, config.journal, several if isinstance(teacher, PromptScorer | RayScorer) else None)
     run = _Ranking(dataset, teacher, config, share)
-    with run.journal() as journal:
-        if not share.first:
-            for _, rows in run.splits(journal):
-                for _ in rows:
-                    pass
-            return Path(path).expanduser().absolute()
-        written = stream_ranked(run.splits(journal), path, card=card)
-    run.say_unranked()
-    return written
+    folder = written(run, path, share, card)
+    if share.first:
+        run.say_unranked()
+    return folder
 
 
 class _Ranking:

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from .._version import __version__
 from ..clients.base import RemoteSampler, Sampler, Sampling
-from ..data.schema import ranked_features
 from ..errors import InputError
 from .buckets import Ask, Drawn
 from .cost import Budget
@@ -27,6 +26,7 @@ from .processes import Share, my_share
 from .ray_engine import RaySampler
 from .remote import ask_each, check_spending
 from .sampling import draw_each
+from .streamed import check_least, check_share, collected, written
 from .teacher_rows import row_failed, sum_logprob, teacher_row
 
 
@@ -85,11 +85,7 @@ class TeacherBuildConfig:
             "num_responses": 1, "temperature": 0, "top_k": 0, "max_new_tokens": 1, "length_exponent": 0,
             "tie_delta": 0, "bucket_size": 1, "window_size": 1, "limit": 1, "max_cost": 0,
         }  # fmt: skip
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            infinite = name == "max_cost" and value == math.inf
-            if value is not None and not infinite and not minimum <= value < math.inf:  # NaN is in no range
-                raise InputError(f"TeacherBuildConfig: `{name}` is {value}, expected a number from {minimum} on.")
+        check_least(self, least)
         if not 0 < self.top_p <= 1:
             raise InputError(f"TeacherBuildConfig: `top_p` is {self.top_p}, expected (0, 1]; 1 cuts nothing.")
         if self.temperature == 0 and self.num_responses > 1:
@@ -127,16 +123,7 @@ def build_teacher_ranked(
         BudgetExceeded: the next request could cost more than what is left of `max_cost`.
         BuildError: the teacher did not return what was asked for, or the journal cannot be written.
     """
-    from datasets import DatasetDict
-
-    from ..data.parquet import spooled
-
-    build = TeacherBuild(prompts, teacher, config or TeacherBuildConfig(), Share())
-    features, result = ranked_features(), DatasetDict()
-    with build.journal() as journal:
-        for name, rows in build.splits(journal):
-            result[name] = spooled(rows, features)
-    return result
+    return collected(TeacherBuild(prompts, teacher, config or TeacherBuildConfig(), Share()))
 
 
 def build_teacher_folder(
@@ -166,21 +153,10 @@ def build_teacher_folder(
     Raises:
         InputError, BudgetExceeded, BuildError: see [`build_teacher_ranked`] and [`tuna_trl.data.hub.save_ranked`].
     """
-    from ..data.hub import stream_ranked
-
     config, share = config or TeacherBuildConfig(), my_share()
-    if share.world > 1 and config.journal is None:
-        raise InputError(f"{share.world} processes share their work in a journal: set `journal` to a file.")
-    if share.world > 1 and isinstance(teacher, RemoteSampler):
-        raise InputError("A server is asked from one process, with as many requests at once as `concurrency` says.")
-    build = TeacherBuild(prompts, teacher, config, share)
-    with build.journal() as journal:
-        if share.first:
-            return stream_ranked(build.splits(journal), path, card=card)
-        for _, rows in build.splits(journal):
-            for _ in rows:
-                pass
-    return Path(path).expanduser().absolute()
+    several = "A server is asked from one process, with as many requests at once as `concurrency` says."
+    check_share(share, config.journal, several if isinstance(teacher, RemoteSampler) else None)
+    return written(TeacherBuild(prompts, teacher, config, share), path, share, card)
 
 
 class TeacherBuild:
