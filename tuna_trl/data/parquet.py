@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
+from importlib import import_module
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -205,18 +206,21 @@ def _temporary_folder() -> Path:
 
 
 @contextmanager
-def quiet_unless_terminal() -> Iterator[None]:
-    """No progress bars of `datasets` in a log file; those of a terminal stay as the user set them."""
-    from datasets import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+def quiet_unless_terminal(library: str = "datasets") -> Iterator[None]:
+    """No progress bars in a log file; those of a terminal stay as the user set them.
 
-    silence = not sys.stderr.isatty() and not are_progress_bars_disabled()
+    Args:
+        library: the module with the switch: "datasets" or "huggingface_hub.utils".
+    """
+    bars = import_module(library)
+    silence = not sys.stderr.isatty() and not bars.are_progress_bars_disabled()
     if silence:
-        disable_progress_bars()
+        bars.disable_progress_bars()
     try:
         yield
     finally:
         if silence:
-            enable_progress_bars()
+            bars.enable_progress_bars()
 
 
 def _canonical(table: pa.Table, features: Features) -> pa.Table:

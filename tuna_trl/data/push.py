@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import re
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from ..errors import BuildError, InputError
 from .card import CardRows, updated_card
 from .card_merge import Merged, merge_card, split_card
 from .hub import yaml_fields
+from .parquet import quiet_unless_terminal
 from .ranked_source import CONFIG_FOLDERS, RankedSource, read_card, shard_files, shard_rows
 
 
@@ -110,7 +110,7 @@ def push_payload(
     if "default" not in payload.configs and not append:
         raise InputError("Nothing to push: there is no config 'default' with ranked rows.")
     api = HfApi()
-    with _hub_errors(repo_id), _quiet_bars():
+    with _hub_errors(repo_id), quiet_unless_terminal("huggingface_hub.utils"):
         _open_repo(api, repo_id, private, revision)
         for _ in range(_TRIES):
             plan = _Plan(api, payload, repo_id, revision, append)
@@ -353,18 +353,3 @@ def _hub_errors(repo_id: str) -> Iterator[None]:
         if "Invalid metadata in README.md" in str(error):
             raise InputError(f"{repo_id}: the Hub refuses the card: {error}") from error
         raise
-
-
-@contextmanager
-def _quiet_bars() -> Iterator[None]:
-    """No progress bars of `huggingface_hub` in a log file."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    silence = not sys.stderr.isatty() and not are_progress_bars_disabled()
-    if silence:
-        disable_progress_bars()
-    try:
-        yield
-    finally:
-        if silence:
-            enable_progress_bars()
