@@ -80,7 +80,7 @@ def test_wrong_input_is_one_message_and_exit_code_2(estimated, flags, more, mess
 
 def test_a_model_without_a_config_is_named(estimated, tmp_path):
     code, _, err = estimated(model=tmp_path / "nowhere", data="no/data")
-    assert code == 2 and "could not be read" in err and "nowhere" in err
+    assert code == 2 and "there is no such folder" in err and "nowhere" in err
 
 
 def test_json_holds_the_counts_of_the_data(estimated, weightless):

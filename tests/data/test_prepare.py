@@ -142,6 +142,16 @@ def test_preparing_again_finds_its_cache_unless_something_changed(tmp_path):
         assert changed.cache_files != results[0].cache_files
 
 
+def test_rows_that_another_version_of_the_code_made_are_not_served(tmp_path, monkeypatch):
+    """0.1.0.dev0 met columns of its own earlier cache: `datasets` keys by a function's name, not by what it does."""
+    Dataset.from_list([{"prompt": "q", "responses": ["a", "b"], "ranks": [1, 2]}]).save_to_disk(tmp_path / "rows")
+    now = prepared(Dataset.load_from_disk(tmp_path / "rows"))
+    monkeypatch.setattr("tuna_trl.data.prepare.code_digest", lambda: "another version")
+    then = prepared(Dataset.load_from_disk(tmp_path / "rows"))
+    assert then.cache_files != now.cache_files
+    assert repr(then.to_list()) == repr(now.to_list())  # scores are NaN, which equals nothing
+
+
 def test_assistant_only_loss_without_marks_in_the_template_is_named():
     tokenizer = chatml_tokenizer()
     tokenizer.chat_template = CHATML.replace("<|im_start|>", "<|im_start|> ")  # one that TRL has no marked twin of

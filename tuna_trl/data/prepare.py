@@ -10,6 +10,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, SchemaError, did_you_mean
@@ -164,11 +167,23 @@ def prepare_dataset(
     tokenised = dataset.map(
         _tokenise_any,
         with_indices=True,
-        fn_kwargs={"kind": kind, "template": template, "options": options, "name": name},
+        fn_kwargs={"kind": kind, "template": template, "options": options, "name": name, "code": code_digest()},
         **extra,
     )
     strategy = options.excess_length_strategy or ("drop" if kind in ("ranked", "preference") else "truncate")
     return fit_dataset(tokenised, strategy, options, name)
+
+
+@cache
+def code_digest() -> str:
+    """Changes with the code that prepares rows. `datasets` keys its cache by the *name* of a function that can be
+    imported, so that another version of ours would be served the rows that this one made."""
+    package = Path(__file__).parents[1]
+    files = [
+        package / "tokens.py",
+        *(package / "data" / f"{name}.py" for name in ("prepare", "tokenize", "fitting", "schema")),
+    ]
+    return sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def _refuse_vision(row: Mapping[str, Any], name: str) -> None:
@@ -188,9 +203,9 @@ def _refuse_vision(row: Mapping[str, Any], name: str) -> None:
 
 
 def _tokenise_any(
-    row: Mapping[str, Any], index: int, kind: str, template: Template, options: Preparation, name: str
+    row: Mapping[str, Any], index: int, kind: str, template: Template, options: Preparation, name: str, code: str
 ) -> dict[str, Any]:
-    """One row of any kind, tokenised; errors name the dataset and the row."""
+    """One row of any kind, tokenised; errors name the dataset and the row. `code` is for the cache's key alone."""
     where = f"{name} row {index}"
     _check_template_columns(row, where)
     try:
