@@ -22,7 +22,8 @@ from tuna_trl.pipelines.ablation_results import FIGURES, aggregate, markdown, ov
 from tuna_trl.pipelines.baselines import generation_defaults, parse
 
 
-EXAMPLES = sorted((Path(__file__).parents[2] / "examples" / "ablations").glob("*.yaml"))
+ROOT = Path(__file__).parents[2]
+EXAMPLES = sorted([*(ROOT / "examples" / "ablations").glob("*.yaml"), *(ROOT / "benchmarks").glob("*.yaml")])
 
 
 def run(folder, content, **calls):
