@@ -10,7 +10,8 @@ from .base import Reply
 
 TOO_LONG = "model_context_window_exceeded"  # the stop reason of such a reply; `raw` says why
 # In the words, the code or the type of an error: OpenAI's code, llama.cpp's type, vLLM's words, Anthropic's ("prompt
-# is too long: 213462 tokens > 200000 maximum"), TGI's two, which come with status 422.
+# is too long: 213462 tokens > 200000 maximum"), TGI's two (status 422), which were
+# not tried on a server.
 _SIGNS = (
     "context_length_exceeded",
     "exceed_context_size_error",

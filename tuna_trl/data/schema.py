@@ -37,21 +37,9 @@ RESPONSE_FIELDS = {
     "source": "string",
 }
 ROW_COLUMNS = (
-    "prompt_id",
-    "prompt",
-    "reference",
-    "responses",
-    "ranking_method",
-    "ranker",
-    "status",
-    "agreement_w",
-    "agreement_tau",
-    "num_responses",
-    "num_ties",
-    "score_gap",
-    "source",
-    "provenance",
-)
+    "prompt_id", "prompt", "reference", "responses", "ranking_method", "ranker", "status", "agreement_w",
+    "agreement_tau", "num_responses", "num_ties", "score_gap", "source", "provenance",
+)  # fmt: skip
 
 
 def ranked_features() -> Features:
