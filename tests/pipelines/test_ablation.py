@@ -199,7 +199,8 @@ def test_over_seeds_is_the_mean_and_lacks_what_a_seed_lacks():
 def test_the_aggregation_agrees_with_an_oracle(tmp_path, content):
     rng = random.Random(0)
     rows = str(ranked_file(tmp_path / "many.jsonl", 30, seed=2, word="many"))
-    sweep = make_sweep(content({"sft": {"trainer": "sft_best"}, "tuna": {}}, seeds=[0, 1, 2], heldout=rows))
+    arms = {"sft": {"trainer": "sft_best"}, "tuna": {}}
+    sweep = make_sweep(content(arms, seeds=[0, 1, 2], heldout=rows, baseline=["sft", "tuna"]))
     heldout = load_rows(sweep.heldout, None, "test")
     runs = {}
     for arm in sweep.arms:
@@ -212,7 +213,7 @@ def test_the_aggregation_agrees_with_an_oracle(tmp_path, content):
             found = result["arms"][name]["figures"][key]
             assert found["mean"] == pytest.approx(mean)
             assert (found["low"], found["high"]) == pytest.approx((low, high), abs=0.12 * (high - low))
-            for other in {"start", "sft"} - {name}:
+            for other in {"start", "sft", "tuna"} - {name}:
                 rows = [run[key] for run in runs[other].values()]
                 mean, low, high = oracle([run[key] for run in by_seed.values()], rows)
                 found = result["arms"][name]["differences"][other][key]
@@ -223,8 +224,16 @@ def test_the_aggregation_agrees_with_an_oracle(tmp_path, content):
     )
     text = markdown(result)
     for name in runs:
-        assert f"| {name} |" in text
+        assert f"| {name} |" in text and f"## Difference to {name}, prompt by prompt" in text
     assert figure(result).count("<circle") == 4 * (1 + 4 + 4)  # means, and three seeds of two arms
+
+
+def test_the_baselines_are_those_named_else_the_first_that_is_sft_on_best(content):
+    arms = {"one": {}, "two": {"trainer": "sft_best"}, "three": {"trainer": "sft_best"}}
+    named = {None: ("two",), "one": ("one",)}
+    assert {name: make_sweep(content(arms, baseline=name)).baselines for name in named} == named
+    assert make_sweep(content(arms, baseline=["three", "one"])).baselines == ("three", "one")
+    assert make_sweep(content({"one": {}})).baselines == ()
 
 
 def measured(rng, heldout):
@@ -269,7 +278,11 @@ def test_the_figure_is_xml_and_takes_any_name(tmp_path, content):
         ({"seeds": [0, 0]}, "seeds"),
         ({"seeds": 3}, "seeds"),
         ({"tokens": 0}, "tokens"),
-        ({"baseline": "sft"}, "baseline"),
+        ({"baseline": "sft"}, "no arm in `baseline` 'sft'"),
+        ({"baseline": ["a", "b"]}, "no arm in `baseline` 'b'"),
+        ({"baseline": ["a", "a"]}, "different"),
+        ({"baseline": []}, "baseline"),
+        ({"baseline": {"a": 1}}, "baseline"),
         ({"arms": {}}, "nothing to compare"),
         ({"arms": {"a": {"trainer": "sft"}}}, "Did you mean 'sft_"),
         ({"arms": {"a": {"margn": 1}}}, "Did you mean 'margin'"),

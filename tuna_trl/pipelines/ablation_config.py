@@ -111,7 +111,7 @@ class Sweep:
     max_new_tokens: int = 128
     batch_size: int = 8
     tokens: int | None = None
-    baseline: str | None = None
+    baselines: tuple[str, ...] = ()
     train_split: str | None = None
     heldout_split: str | None = None
     allow_overlap: bool = False
@@ -162,7 +162,7 @@ def make_sweep(content: Any, where: str = "sweep") -> Sweep:
         heldout_split=_text(content, "heldout_split", where),
         allow_overlap=_flag(content, "allow_overlap", where),
     )
-    return replace(sweep, baseline=_baseline(content.get("baseline"), arms, where))
+    return replace(sweep, baselines=_baselines(content.get("baseline"), arms, where))
 
 
 def _arms(content: Mapping[str, Any], where: str) -> tuple[Arm, ...]:
@@ -305,13 +305,17 @@ def _check_pairs(pairs: Any, where: str) -> None:
         _one_of(pairs, PAIRS, where, "kind of `pairs`")
 
 
-def _baseline(name: Any, arms: tuple[Arm, ...], where: str) -> str | None:
-    """The arm that differences are taken from beside `start`: the one named, else the first that is SFT on best."""
-    if name is None:
-        return next((arm.name for arm in arms if arm.trainer == "sft_best"), None)
-    names = [arm.name for arm in arms if arm.trainer not in (START, "reward_judge")]
-    _one_of(name, names, where, "arm in `baseline`")
-    return name
+def _baselines(value: Any, arms: tuple[Arm, ...], where: str) -> tuple[str, ...]:
+    """The arms that differences are taken from beside `start`: those named, else the first that is SFT on best."""
+    if value is None:
+        return tuple(arm.name for arm in arms if arm.trainer == "sft_best")[:1]
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names or len(set(map(str, names))) != len(names):
+        raise InputError(f"{where}: `baseline` is {value!r}; give an arm's name, or a list of different ones.")
+    known = [arm.name for arm in arms if arm.trainer not in (START, "reward_judge")]
+    for name in names:
+        _one_of(name, known, where, "arm in `baseline`")
+    return tuple(names)
 
 
 def _judge(value: Any, where: str) -> dict[str, Any]:

@@ -51,7 +51,7 @@ def aggregate(
         name: {figure: over_seeds(rows) for figure in FIGURES if (rows := _rows(by_seed, figure))}
         for name, by_seed in runs.items()
     }
-    against = [name for name in (START, sweep.baseline) if name is not None]
+    against = (START, *sweep.baselines)
     arms = {}
     for arm in sweep.arms:
         by_seed, own = runs[arm.name], values[arm.name]
@@ -90,7 +90,7 @@ def aggregate(
         "max_new_tokens": sweep.max_new_tokens,
         "seeds": list(sweep.seeds),
         "budget_tokens": sweep.tokens,
-        "baseline": sweep.baseline,
+        "baselines": list(sweep.baselines),
         "arms": arms,
         "length_baselines": {name: one.to_json() for name, one in length_baselines(lengths, ranks).items()},
     }
@@ -108,9 +108,8 @@ def write_results(result: Mapping[str, Any], folder: Path) -> None:
 def markdown(result: Mapping[str, Any]) -> str:
     """All arms side by side, their differences, what they took."""
     parts = ["# Ablation\n", _figures(result)]
-    for other in (START, result["baseline"]):
-        if other is not None:
-            parts += [f"## Difference to {other}, prompt by prompt\n", _differences(result, other)]
+    for other in (START, *result["baselines"]):
+        parts += [f"## Difference to {other}, prompt by prompt\n", _differences(result, other)]
     budget = result["budget_tokens"]
     parts += ["## What it took, mean over seeds\n", _costs(result)]
     parts += [
