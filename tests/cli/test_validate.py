@@ -51,7 +51,7 @@ def test_gzipped_lines_are_read_as_plain_ones(call, tmp_path, where):
     assert code == 0 and f"3 rows ({'test' if where == 'a folder' else 'train'} 3): sound" in out, err
 
 
-@pytest.mark.parametrize("verb", ["validate", "import"])
+@pytest.mark.parametrize("verb", ["validate", "import", "convert"])
 def test_a_revision_and_a_config_of_the_hub_are_asked_for(call, tmp_path, monkeypatch, verb):
     asked = []
 
@@ -60,7 +60,7 @@ def test_a_revision_and_a_config_of_the_hub_are_asked_for(call, tmp_path, monkey
         return {"train": [simple_row(0)]}
 
     monkeypatch.setattr("datasets.load_dataset", load_dataset)
-    more = [tmp_path / "out"] if verb == "import" else []
+    more = {"validate": [], "import": [tmp_path / "out"], "convert": [tmp_path / "out", "--to", "sft"]}[verb]
     code, out, err = call("me/data", *more, "--revision", "v2", "--config", "easy", verb=verb)
     assert code == 0, err
     assert asked == [(("me/data", "easy"), {"revision": "v2", "streaming": True})]

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from .options import HubConfig, Revision
 from .sources import one_output
 
 
@@ -48,6 +49,8 @@ def convert(
     ] = None,
     split: Annotated[str | None, typer.Option(help="This split only.")] = None,
     overwrite: Annotated[bool, typer.Option(help="Replace what stands at OUTPUT.")] = False,
+    revision: Revision = None,
+    config: HubConfig = None,
 ) -> None:
     """Write ranked rows as TRL's trainers or the paper's code read them. Ties never make a pair, and only rows whose
     status is ok or partial are written."""
@@ -62,7 +65,7 @@ def convert(
     options = {"pairs": pairs, "min_gap": min_gap, "threshold": threshold, "num_responses": num_responses}
     _refuse_options_of_others(to, options)
     tally = Counter()
-    splits = _ranked_splits(source, split)
+    splits = _ranked_splits(source, split, revision, config)
     made, features = _exported(splits, to, options, tally)
     suffix = {"lmops": ".json", "source": ".jsonl"}.get(to, ".parquet")
     path, counts = write_splits(made.items(), output, features, folder_suffix=suffix, overwrite=overwrite)
@@ -75,7 +78,7 @@ def convert(
     typer.echo("Next: " + _NEXT[to].format(path=shown))
 
 
-def _ranked_splits(source: str, split: str | None) -> dict[str, Any]:
+def _ranked_splits(source: str, split: str | None, revision: str | None, config: str | None) -> dict[str, Any]:
     """The rows by split, read as ranked ones."""
     from collections import Counter
 
@@ -84,7 +87,7 @@ def _ranked_splits(source: str, split: str | None) -> dict[str, Any]:
     from ..data.convert.reading import open_rows
     from ..errors import InputError, did_you_mean
 
-    splits = open_rows(source, "SRC")
+    splits = open_rows(source, "SRC", revision=revision, config=config)
     if split is not None and split not in splits:
         known = ", ".join(map(repr, splits))
         raise InputError(f"--split {split!r}: {source} has {known}.{did_you_mean(split, splits)}")
