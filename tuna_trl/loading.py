@@ -99,7 +99,7 @@ def embedded_model_path() -> Path:
     if (target / "config.json").is_file():
         return target
     try:
-        source = Path(metadata.distribution(_WHEEL).locate_file(_GGUF))
+        source = Path(str(metadata.distribution(_WHEEL).locate_file(_GGUF)))
     except metadata.PackageNotFoundError:
         raise InputError(
             f"The embedded model needs the package {_WHEEL}; install it with "

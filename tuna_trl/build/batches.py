@@ -12,8 +12,9 @@ import secrets
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
+from typing import Any
 
-from ..clients.base import BatchFault, BatchState, BatchTransport
+from ..clients.base import BatchFault, BatchState, BatchTransport, Reply
 from ..clients.batch_calls import BatchRefused, NotTaken, Torn
 from ..clients.retry import MAX_TRIES, pause
 from ..errors import BudgetExceeded, BuildError, InputError
@@ -302,8 +303,9 @@ class BatchAsking:
             "it; if it is gone, give it up (--forget-batch), and its questions are asked and paid for again."
         )
 
-    def _receive(self, submission: Submission, key: str, item: object) -> None:
-        record, cost = None, 0.0
+    def _receive(self, submission: Submission, key: str, item: Reply | BatchFault) -> None:
+        record: dict[str, Any] | None = None
+        cost = 0.0
         if isinstance(item, BatchFault):
             self._faults[item.reason] += 1
             self.report.fault(item)
@@ -313,9 +315,8 @@ class BatchAsking:
                 self._wrong[key] = item.reason
         else:
             record = {**item.to_json(), "batch": True}
-            cost = self.transport.cost(item.usage)
-            if cost is None:
-                cost = self._measures.get(key, (0, 0.0))[1]
+            priced = self.transport.cost(item.usage)
+            cost = self._measures.get(key, (0, 0.0))[1] if priced is None else priced
         self.journal.batches(lambda known: known.receive(submission.tag, key, record, kind=KIND, cost=cost))
 
     def _end(self, submission: Submission, state: str, *, sent_again: int = 0) -> None:

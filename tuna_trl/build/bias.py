@@ -242,7 +242,7 @@ class _Kin:
         own = {
             "answer": [r["source"] == "judge" for r in ranked],
             "model": [r["model"] is not None and r["model"] == judge for r in ranked],
-            "family": [bool(judge and r["model"]) and family(r["model"]) == family(judge) for r in ranked],
+            "family": [bool(judge and r["model"]) and family(r["model"]) == family(judge or "") for r in ranked],
         }
         for kind, mine in own.items():
             if any(mine) and not all(mine):

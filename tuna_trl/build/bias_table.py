@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .estimates import Estimate
 
@@ -72,7 +72,7 @@ def _agreement(report: BiasReport) -> list[tuple[str, str]]:
     agreement = report.agreement
     if not agreement.same_best.rows:
         return [("agreement", "not measured: one readable judgment a row (repeats=2 or more measures it)")]
-    percent = {"scale": 100, "unit": " %"}
+    percent: dict[str, Any] = {"scale": 100, "unit": " %"}
     return [
         ("agreement", f"Kendall's W: {agreement.w.shown(2)}; tau-b: {agreement.tau.shown(2)}"),
         ("", f"all repeats alike: {agreement.all_equal.shown(1, **percent)}"),

@@ -138,13 +138,13 @@ def draw_bucket(
     Raises:
         BuildError: the sampler returned another number of responses than asked for.
     """
-    best: list[dict[str, Any] | None] = [None] * len(bucket)
+    best: list[dict[str, Any]] = [{} for _ in bucket]
     lowest = [math.inf] * len(bucket)
     again = list(range(len(bucket)))
     diversity = ask.diversity
     for attempt in range(1, (diversity.max_tries if diversity else 1) + 1):
         # Rounded, because 1 + 2 * 0.1 is not 1.2, and temperatures are shown to people.
-        raised = round((attempt - 1) * diversity.temperature_step, 9) if attempt > 1 else 0.0
+        raised = round((attempt - 1) * diversity.temperature_step, 9) if diversity else 0.0
         hotter = replace(ask.sampling, temperature=round(ask.sampling.temperature + raised, 9))
         asked = [bucket[k] for k in again]
         number = attempt + retry * _TRIES
@@ -152,8 +152,11 @@ def draw_bucket(
         sets = _sample(sampler, asked, ask.n, hotter, seeds)
         still = []
         for k, samples in zip(again, sets, strict=True):
-            largest, mean = judge.max_mean([s.text for s in samples]) if diversity else (None, 0.0)
-            accepted = diversity is None or largest < diversity.threshold
+            if diversity is None:
+                largest, mean, accepted = None, 0.0, True
+            else:
+                largest, mean = judge.max_mean([s.text for s in samples])
+                accepted = largest < diversity.threshold
             if accepted or mean < lowest[k]:
                 lowest[k] = mean
                 best[k] = {

@@ -209,6 +209,7 @@ def _counted(
     injected, control, by_wording = Moves(), Moves(), dict.fromkeys(wordings, Moves())
     for k, victim, wording, case in trials:
         before, after = _place(plain[k], victim), _place(case, victim)
+        assert before is not None  # else it were no victim
         if after is None:
             skipped[f"with injection: {rank_case(case, 0.0).status}"] += 1
         else:
@@ -258,8 +259,8 @@ def _injected(case: Case, victim: int, text: str, judge: Judge, seed: int) -> Ca
 
 def _victim(case: Case, seed: int) -> int | str:
     """A response that is not among the best; else why there is none."""
-    places = [_place(case, i) for i in range(len(case.drawn.samples))]
-    if None in places:
+    places = [place for i in range(len(case.drawn.samples)) if (place := _place(case, i)) is not None]
+    if len(places) < len(case.drawn.samples):
         return rank_case(case, 0.0).status
     below = [i for i, place in enumerate(places) if place > 1]
     if not below:
@@ -271,4 +272,5 @@ def _victim(case: Case, seed: int) -> int | str:
 def _place(case: Case, i: int) -> int | None:
     """The place of a response among the responses (1 = best); None if it or another has none."""
     ranks = rank_case(case, 0.0).ranks
-    return None if None in ranks else 1 + sum(rank < ranks[i] for rank in ranks)
+    known = [rank for rank in ranks if rank is not None]
+    return 1 + sum(rank < known[i] for rank in known) if len(known) == len(ranks) else None

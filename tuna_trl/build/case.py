@@ -38,7 +38,7 @@ class OwnAnswer:
 
     text: str
     score: float
-    rank: int
+    rank: int | None
     duplicate_of: int | None = None
 
 
@@ -121,11 +121,11 @@ def rank_case(case: Case, tie_delta: float) -> Ranking:
     means: dict[int, float] = {i: math.fsum(row[i] for row in table) / len(table) for i in scored}
     # A duplicate has the score and the rank of its original, and so has a judge's answer that repeats a response.
     original = [i if first is None else first for i, first in enumerate(case.duplicate_of)]
-    verdict = _answered(case.questions)
+    answered = _answered(case.questions)
     own = None
-    if verdict is not None:
-        own = mark_duplicates([*(sample.text for sample in case.drawn.samples), verdict.answer])[n]
-        means.setdefault(n if own is None else own, verdict.answer_score)
+    if answered is not None:
+        own = mark_duplicates([*(sample.text for sample in case.drawn.samples), answered[0]])[n]
+        means.setdefault(n if own is None else own, answered[1])
         original.append(n if own is None else own)
     merit = _merit(case.questions, means, n, tie_delta)
     ranked = [i for i in range(len(original)) if original[i] in merit]
@@ -139,7 +139,7 @@ def rank_case(case: Case, tie_delta: float) -> Ranking:
         ranks[:n],
         kendalls_w(by_cycle),
         mean_tau_b(by_cycle),
-        None if verdict is None else OwnAnswer(verdict.answer, means[original[n]], ranks[n], own),
+        None if answered is None else OwnAnswer(answered[0], means[original[n]], ranks[n], own),
     )
 
 
@@ -163,14 +163,17 @@ def _cycles(questions: Sequence[Question]) -> list[dict[int, float]]:
         for question in read:
             for i, score in zip(question.permutation, _verdict(question).scores, strict=True):
                 found.setdefault(i, []).append(score)
-        table.append({i: math.fsum(some) / len(some) for i, some in found.items() if None not in some})
+        known = {i: [score for score in some if score is not None] for i, some in found.items()}
+        table.append({i: math.fsum(some) / len(some) for i, some in known.items() if len(some) == len(found[i])})
     return table
 
 
-def _answered(questions: Sequence[Question]) -> Verdict | None:
-    """The first verdict that was read and has a scored answer of the judge's own."""
-    verdicts = map(_verdict, questions)
-    return next((v for v in verdicts if v.status == "ok" and v.answer_score is not None), None)
+def _answered(questions: Sequence[Question]) -> tuple[str, float] | None:
+    """The judge's own answer and its score, of the first verdict that was read and has both."""
+    for verdict in map(_verdict, questions):
+        if verdict.status == "ok" and verdict.answer is not None and verdict.answer_score is not None:
+            return verdict.answer, verdict.answer_score
+    return None
 
 
 def _merit(questions: Sequence[Question], means: dict[int, float], n: int, tie_delta: float) -> dict[int, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import secrets
 import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import BudgetExceeded
@@ -18,6 +19,12 @@ if TYPE_CHECKING:
     from .journal import Journal
 
 _OTHERS = 0.2  # seconds between two looks at what other processes have given back
+
+
+def total_cost(costs: Sequence[float | None]) -> float | None:
+    """The sum in USD; None if one of the prices is not known."""
+    known = [cost for cost in costs if cost is not None]
+    return math.fsum(known) if len(known) == len(costs) else None
 
 
 class Budget:

@@ -16,7 +16,7 @@ from typing import Any
 from ..clients.base import RemoteSampler, Sampler, Usage
 from ..clients.prices import load_prices
 from .buckets import Drawn
-from .cost import Budget
+from .cost import Budget, total_cost
 from .items import PromptItem, read_items
 from .journal import Journal
 from .processes import Share
@@ -177,13 +177,14 @@ def _price(
     """By the mean request, because a price may depend on its length; the high end is what the cap would reserve."""
     if not requests:
         return Range(0, 0, 0)
-    ends = []
+    ends: list[float] = []
     for sent, received in ((tokens.low, output.low), (tokens.expected, output.expected)):
         one = teacher.cost(Usage(input=round(sent / requests), output=round(received / requests)))
-        ends.append(None if one is None else one * requests)
-    if None in ends or None in bounds:
-        return None
-    return Range(ends[0], ends[1], max(math.fsum(bounds), ends[1]))
+        if one is None:
+            return None
+        ends.append(one * requests)
+    highest = total_cost(bounds)
+    return None if highest is None else Range(ends[0], ends[1], max(highest, ends[1]))
 
 
 def _output(lengths: Sequence[int], limit: int, responses: int) -> Range:

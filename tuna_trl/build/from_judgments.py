@@ -137,7 +137,8 @@ class _Judgments:
         self._split = split
         self._places: dict[tuple[str, int], list[int]] = defaultdict(list)
         if hasattr(self._rows, "column_names"):  # a Dataset: two columns, not a row of texts each
-            keys: Iterable[tuple[str, int]] = zip(self._rows["prompt_id"], self._rows["occurrence"], strict=True)
+            columns: Any = self._rows
+            keys: Iterable[tuple[str, int]] = zip(columns["prompt_id"], columns["occurrence"], strict=True)
         else:
             keys = ((row["prompt_id"], row["occurrence"]) for row in self._rows)
         for place, key in enumerate(keys):

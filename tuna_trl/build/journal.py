@@ -88,6 +88,13 @@ class Journal:
         row = self._read("SELECT record FROM replies WHERE key = ?", (key,))
         return None if row is None else json.loads(row[0])
 
+    def kept(self, key: str) -> dict[str, Any]:
+        """The record under `key`, which is known to be there."""
+        record = self.get(key)
+        if record is None:
+            raise KeyError(key)
+        return record
+
     def place(self, key: str) -> tuple[str, int] | None:
         """Where a prompt was answered: the key of its bucket and its place there; None if nowhere."""
         return self._read("SELECT reply, place FROM places WHERE key = ?", (key,))

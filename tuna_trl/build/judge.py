@@ -197,6 +197,8 @@ def ask_about(cases: dict[str, list[Case]], judge: Judge, config: JudgeBuildConf
             first = unique.setdefault(question.key(judge, 0), question)
             if first is not question:
                 same.append((question, first))
+    provider: Any = judge  # only some have a batch API; whether this one has was checked with the config
+    transport = provider.batch(max_requests=config.batch_requests) if config.batch else None
     ask_all(
         list(unique.values()),
         judge,
@@ -204,7 +206,7 @@ def ask_about(cases: dict[str, list[Case]], judge: Judge, config: JudgeBuildConf
         budget=Budget(math.inf if config.max_cost is None else config.max_cost),
         max_malformed=config.max_malformed,
         show_progress=config.show_progress,
-        batch=judge.batch(max_requests=config.batch_requests) if config.batch else None,
+        batch=transport,
         poll=config.batch_poll,
         stop_over_budget=config.stop_over_budget,
     )

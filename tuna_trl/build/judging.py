@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from operator import methodcaller
 
 from ..clients.base import BatchTransport, Judge, Reply
 from ..errors import BudgetExceeded, BuildError, InputError
@@ -111,7 +112,7 @@ def _count_spent(questions: Sequence[Question], desk: Desk) -> None:
 def _refuse_batched(due: Sequence[Question], desk: Desk) -> None:
     """What is in a batch at the provider's is not asked for singly: it would be paid for twice."""
     batches = desk.journal.batches(lambda known: known.open_batches())
-    if batches and any(desk.journal.batches(lambda known, q=q: known.waits(desk.key(q))) for q in due):
+    if batches and any(desk.journal.batches(methodcaller("waits", desk.key(q))) for q in due):
         raise InputError(
             f"Some of these questions are in batches that are not collected yet ({', '.join(batches)}). Run the same "
             "build in batch mode to collect them (--batch)."

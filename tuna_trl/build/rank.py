@@ -214,9 +214,9 @@ class _Ranking:
 
     def _scored(self, split: str, journal: Journal) -> Iterator[tuple[GivenRow, list[dict[str, Any]]]]:
         config = self.config
-        shared = dict(journal=journal, total=self.counts[split], show_progress=config.show_progress)
+        shared: dict[str, Any] = dict(journal=journal, total=self.counts[split], show_progress=config.show_progress)
         if isinstance(self.teacher, PromptScorer):
-            options = dict(budget=self.budget, retry=config.retry_failed, max_length=config.max_length)
+            options: dict[str, Any] = dict(budget=self.budget, retry=config.retry_failed, max_length=config.max_length)
             return score_remote(self._rows(split), self.teacher, **options, **shared)
         ask = config.ask()
         shared["fingerprint"] = self.fingerprint
@@ -237,12 +237,14 @@ class _Ranking:
         counts: dict[str, int | None] = {}
         others: Counter[str] = Counter()
         for split, rows in self.given.items():
-            counts[split] = None if isinstance(rows, Iterator) else 0
-            if counts[split] is None:
+            counts[split] = None
+            if isinstance(rows, Iterator):
                 continue
+            count = 0
             for row in read_given(rows, f"split {split!r}", self.config.limit):
-                counts[split] += 1
+                count += 1
                 others.update(self._other_teacher(row))
+            counts[split] = count
         self._refuse(others)
         return counts
 

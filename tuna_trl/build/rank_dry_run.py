@@ -14,7 +14,7 @@ from typing import Any
 from ..clients.base import Usage
 from ..clients.prices import load_prices
 from ..clients.prompt_logprobs import PromptScorer
-from .cost import Budget
+from .cost import Budget, total_cost
 from .dry_run import DryRun, Range
 from .given import GivenRow, given_splits, read_given
 from .journal import Journal
@@ -74,7 +74,7 @@ def _local(splits: Any, teacher: Any, config: RankConfig, journal: Journal) -> D
             left = [window[i] for bucket in due for i in bucket.places]
             missing += sum(len(row.responses) for row in left)
             size += sum(_bytes(row) for row in left)
-    time_left = Range(0, 0, 0) if not missing else Range(*(pace * size * f for f in (0.5, 1.0, 2.0)))
+    time_left = Range(0, 0, 0) if not missing else Range(*((pace or 0.0) * size * f for f in (0.5, 1.0, 2.0)))
     return DryRun(
         teacher.name, rows, responses, responses - missing, _tokens(size), Range(0, 0, 0), time_left, Range(0, 0, 0),
         ("A local teacher costs nothing but time. What was probed is in the journal.",),
@@ -118,11 +118,12 @@ def _price(teacher: PromptScorer, requests: int, tokens: Range, bounds: list[flo
     """By the mean request, because a price may depend on its length; the high end is what the cap would reserve."""
     if not requests:
         return Range(0, 0, 0)
-    ends = [teacher.cost(Usage(input=round(count / requests), output=1)) for count in (tokens.low, tokens.expected)]
-    if None in ends or None in bounds:
+    low = teacher.cost(Usage(input=round(tokens.low / requests), output=1))
+    expected = teacher.cost(Usage(input=round(tokens.expected / requests), output=1))
+    highest = total_cost(bounds)
+    if low is None or expected is None or highest is None:
         return None
-    low, expected = (end * requests for end in ends)
-    return Range(low, expected, max(math.fsum(bounds), expected))
+    return Range(low * requests, expected * requests, max(highest, expected * requests))
 
 
 def _tokens(size: int) -> Range:

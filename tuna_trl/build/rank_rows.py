@@ -49,10 +49,11 @@ def rank_row(
         own = None
         if reason is None:
             own = found[i]["logprob"] / found[i]["num_tokens"] ** config.length_exponent
-            own = first.setdefault(i if duplicate_of[i] is None else duplicate_of[i], own)
+            original = duplicate_of[i]
+            own = first.setdefault(i if original is None else original, own)
         scores.append(own)
-    ranked = [i for i, score in enumerate(scores) if score is not None]
-    ranks = dict(zip(ranked, competition_ranks([scores[i] for i in ranked], config.tie_delta), strict=True))
+    scored = {i: score for i, score in enumerate(scores) if score is not None}
+    ranks = dict(zip(scored, competition_ranks(list(scored.values()), config.tie_delta), strict=True))
     responses = [
         {
             **response,
@@ -61,7 +62,7 @@ def rank_row(
             "logprob": None if reasons[i] == "empty" else found[i]["logprob"],
             "num_tokens": None if reasons[i] == "empty" else found[i]["num_tokens"],
             # as `index` in the row, which need not be the place where the response was given
-            "duplicate_of": None if duplicate_of[i] is None else row.responses[duplicate_of[i]]["index"],
+            "duplicate_of": None if (same := duplicate_of[i]) is None else row.responses[same]["index"],
         }
         for i, response in enumerate(row.responses)
     ]
@@ -74,7 +75,7 @@ def rank_row(
         responses,
         ranking_method="teacher_logprob",
         ranker=name,
-        status=_status(len(responses), len(ranked), unranked),
+        status=_status(len(responses), len(ranks), unranked),
         reference=row.reference,
         source=row.source,
         provenance=_provenance(fingerprint, config) | own_part,

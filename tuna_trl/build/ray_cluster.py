@@ -45,7 +45,7 @@ class OnRay:
             own = type(self).__name__
             raise InputError(f"{own}: workers={workers}, gpus={gpus}, cpus={cpus}: expected 1 and 0 or more.")
         self.make, self.name, self.workers = make, name, workers
-        self._resources = {"num_gpus": gpus, "num_cpus": cpus}
+        self._resources: dict[str, Any] = {"num_gpus": gpus, "num_cpus": cpus}
         self._one: Any = None
         self._fingerprint: dict[str, Any] | None = None
         ray = _ray()

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import reduce
 from operator import add
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from ..clients.base import RemoteSampler, Sample, Usage
 from ..clients.retry import Refused
@@ -31,7 +31,8 @@ from .progress import progress
 from .teacher_rows import sum_logprob
 
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from ..clients.prompt_logprobs import PromptScorer
 
 
 def ask_each(
@@ -41,12 +42,12 @@ def ask_each(
     *,
     journal: Journal,
     budget: Budget,
-    finish: Callable[[Drawn], T] = lambda drawn: drawn,
+    finish: Callable[[Drawn], Any] = lambda drawn: drawn,
     failed: Callable[[Drawn], bool] = lambda drawn: False,
     retry: bool = False,
     total: int | None = None,
     show_progress: bool = True,
-) -> Iterator[T]:
+) -> Iterator[Any]:
     """What `finish` makes of the responses to each item, in the order of `items`, which are read as they are needed.
 
     A request that fails after the sampler's own retries fails its row (`Drawn.failures` says why) and is not sent
@@ -73,7 +74,7 @@ def ask_each(
                 yield result
 
 
-def check_spending(sampler: RemoteSampler, max_cost: float | None, journal: Any) -> None:
+def check_spending(sampler: RemoteSampler | PromptScorer, max_cost: float | None, journal: Any) -> None:
     """A paid sampler is asked only with a cap and a journal.
 
     Raises:
@@ -126,6 +127,10 @@ class _Pending:
     def key(self, sample: int, retry: int) -> str:
         return digest([self.base, sample, retry])
 
+    def done(self) -> Drawn:
+        assert self.drawn is not None  # _step says when
+        return self.drawn
+
 
 class Asking(Asker):
     """Sends requests, `sampler.concurrency` at once, and puts what came back in order."""
@@ -157,10 +162,10 @@ class Asking(Asker):
                 pending.append(self.begin(item))
                 self._step(pending[-1], pool, wait=False)
                 while pending and self._step(pending[0], pool, wait=len(pending) >= self.ahead):
-                    yield self.finish(pending.popleft().drawn)
+                    yield self.finish(pending.popleft().done())
             while pending:
                 self._step(pending[0], pool, wait=True)
-                yield self.finish(pending.popleft().drawn)
+                yield self.finish(pending.popleft().done())
 
     def begin(self, item: PromptItem) -> _Pending:
         """A prompt with what the journal holds of it."""
@@ -218,7 +223,9 @@ class Asking(Asker):
             if missing := [(s, pending.retries[s]) for s, record in enumerate(pending.records) if record is None]:
                 return missing
             drawn = self._drawn(pending)
-            bad = [s for s, record in enumerate(pending.records) if not _sound(record)] if self.failed(drawn) else []
+            bad = [s for s, record in enumerate(pending.records) if not (record and _sound(record))]
+            if not self.failed(drawn):
+                bad = []
             newer = {s: self.streak.record(pending.key(s, pending.retries[s] + 1)) for s in bad}
             found = {s: record for s, record in newer.items() if record is not None}
             if not found and (pending.fresh or not self.retry or not bad):
@@ -232,7 +239,7 @@ class Asking(Asker):
                 pending.records[s] = found.get(s)
 
     def _drawn(self, pending: _Pending) -> Drawn:
-        records = pending.records
+        records = [record for record in pending.records if record is not None]
         samples = tuple(sample_from_json(record["sample"]) for record in records if "sample" in record)
         failures = tuple(record["failure"] for record in records if "failure" in record)
         return Drawn(pending.item, samples, self.ask.sampling.temperature, 1, None, failures)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 from ..clients.base import Sampler, Sampling
 from ..errors import InputError
@@ -23,7 +23,6 @@ from .windows import Bucket, Windows
 __all__ = ["Ask", "Diversity", "Drawn", "PromptItem", "as_splits", "draw", "draw_each", "prompt_items", "sample_seed"]
 
 WINDOW = 4096  # prompts; sorted by length inside, 256 buckets of 16 differ little in length and the tail is < 0.4 %
-T = TypeVar("T")
 
 
 def draw(
@@ -49,7 +48,7 @@ def draw_each(
     ask: Ask,
     *,
     journal: Journal,
-    finish: Callable[[Drawn], T] = lambda drawn: drawn,
+    finish: Callable[[Drawn], Any] = lambda drawn: drawn,
     failed: Callable[[Drawn], bool] = lambda drawn: False,
     retry: bool = False,
     split: str = "train",
@@ -57,7 +56,7 @@ def draw_each(
     window_size: int = WINDOW,
     share: Share = Share(),  # noqa: B008 - frozen
     show_progress: bool = True,
-) -> Iterator[T]:
+) -> Iterator[Any]:
     """What `finish` makes of the responses to each item, in the order of `items`, which are read as they are needed.
 
     Args:
@@ -151,7 +150,7 @@ class SampleWindows(Windows):
         entries: list[Any] = [None] * len(chosen)
         for k, key in enumerate(keys):
             if (found := self.journal.place(key)) is not None:
-                entries[k] = self.journal.get(found[0])["prompts"][found[1]]
+                entries[k] = self.journal.kept(found[0])["prompts"][found[1]]
         return Begun(bucket.key, entries, keys, [item for item, e in zip(chosen, entries, strict=True) if e is None])
 
     def _mend(self, drawn: list[Drawn]) -> None:
@@ -167,7 +166,7 @@ class SampleWindows(Windows):
                 fresh = True
                 record = draw_bucket(chosen, self.sampler, self.ask, self.judge, retry=number)
                 self.journal.put(key, record, kind="samples")
-                record = self.journal.get(key)
+                record = self.journal.kept(key)
             for k, entry in zip(bad, record["prompts"], strict=True):
                 drawn[k] = drawn_from(drawn[k].item, entry)
             number += 1

@@ -183,7 +183,7 @@ class TeacherBuild:
             check_spending(self.teacher, config.max_cost, config.journal)
         budget = Budget(math.inf if config.max_cost is None else config.max_cost)
         for name, rows in self.prompts.items():
-            shared = dict(
+            shared: dict[str, Any] = dict(
                 journal=journal,
                 finish=self._row,
                 failed=lambda drawn: row_failed(drawn, config),
@@ -195,7 +195,7 @@ class TeacherBuild:
             if self.remote:
                 yield name, ask_each(items, self.teacher, self.ask, budget=budget, **shared)
             else:
-                options = dict(split=name, window_size=config.window_size, share=self.share)
+                options: dict[str, Any] = dict(split=name, window_size=config.window_size, share=self.share)
                 if isinstance(self.teacher, RaySampler):
                     again = read_items(rows, limit=config.limit)
                     self.teacher.fill(again, self.ask, journal, name, config.window_size, config.show_progress)

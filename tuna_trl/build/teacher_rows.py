@@ -29,8 +29,8 @@ def teacher_row(drawn: Drawn, name: str, config: TeacherBuildConfig, provenance:
     duplicate_of = mark_duplicates([sample.text for sample in samples])
     sums = [sum_logprob(sample) for sample in samples]
     scores = _scores(samples, sums, duplicate_of, config)
-    ranked = [i for i, score in enumerate(scores) if score is not None]
-    ranks = dict(zip(ranked, competition_ranks([scores[i] for i in ranked], config.tie_delta), strict=True))
+    scored = {i: score for i, score in enumerate(scores) if score is not None}
+    ranks = dict(zip(scored, competition_ranks(list(scored.values()), config.tie_delta), strict=True))
     responses = [
         {
             "index": i,
@@ -54,7 +54,7 @@ def teacher_row(drawn: Drawn, name: str, config: TeacherBuildConfig, provenance:
         responses,
         ranking_method="teacher_logprob",
         ranker=name,
-        status=_status(drawn, len(ranked)),
+        status=_status(drawn, len(ranks)),
         reference=drawn.item.reference,
         source=drawn.item.source,
         provenance={**provenance, **own},
@@ -94,7 +94,8 @@ def _scores(
         if total is None or cut:
             scores.append(None)
             continue
-        text = i if duplicate_of[i] is None else duplicate_of[i]
+        original = duplicate_of[i]
+        text = i if original is None else original
         scores.append(first.setdefault(text, total / len(sample.token_logprobs) ** config.length_exponent))
     return scores
 

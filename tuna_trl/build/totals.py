@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -11,6 +10,7 @@ from operator import add
 from typing import Any
 
 from ..clients.base import Judge, Usage
+from .cost import total_cost
 from .questions import Answer, Question
 
 
@@ -71,7 +71,7 @@ def usage_totals(questions: Sequence[Question], judge: Judge) -> UsageTotals:
         batch_requests=len(batched),
         usage=_sum(asked),
         batch=_sum(batched),
-        cost=None if any(cost is None for cost in costs) else math.fsum(costs),
+        cost=total_cost(costs),
         statuses=dict(sorted(Counter(last).items())),
         replies=dict(sorted(Counter(answer.verdict.status for answer in asked).items())),
     )

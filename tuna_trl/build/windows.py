@@ -118,7 +118,7 @@ class Windows(ABC):
                 self.journal.release([bucket.key])
                 raise
         # Read back: if another process was first, its record stands, here as in every later run.
-        self._take(bucket, items, self.journal.get(bucket.key), results)
+        self._take(bucket, items, self.journal.kept(bucket.key), results)
         return True
 
     def _take(self, bucket: Bucket, items: Sequence[Any], record: Mapping[str, Any], results: list[Any]) -> None:

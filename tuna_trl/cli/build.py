@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -110,7 +110,7 @@ def teacher(
         retry_failed=retry_failed,
         max_cost=max_cost,
     )
-    server = {"system": system, "include_eos": include_eos, "paid": paid, "prices": prices}
+    server: dict[str, Any] = {"system": system, "include_eos": include_eos, "paid": paid, "prices": prices}
     server |= {"extra_body": extra_body, "concurrency": concurrency}
     behind = server_flags(base_url, engine, server, alone={"--dry-run": dry_run, "--no-resume": no_resume})
     rows = load_prompts(prompts)

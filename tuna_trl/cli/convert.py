@@ -64,7 +64,7 @@ def convert(
     output = one_output(output, output_option)
     options = {"pairs": pairs, "min_gap": min_gap, "threshold": threshold, "num_responses": num_responses}
     _refuse_options_of_others(to, options)
-    tally = Counter()
+    tally: Counter[str] = Counter()
     splits = _ranked_splits(source, split, revision, config)
     made, features = _exported(splits, to, options, tally)
     suffix = {"lmops": ".json", "source": ".jsonl"}.get(to, ".parquet")

@@ -165,7 +165,7 @@ def _measured(plan: Plan, script: Any, training: Any, model_config: Any, dataset
     return found, expected
 
 
-def _as_dict(plan: Plan, cards: list[dict], verdict: dict, measured: Any) -> dict[str, Any]:
+def _as_dict(plan: Plan, cards: list[dict[str, Any]], verdict: dict[str, Any], measured: Any) -> dict[str, Any]:
     import dataclasses
 
     shape, tokens, memory = plan.shape(), plan.tokens(), plan.memory()
@@ -197,7 +197,7 @@ def _as_dict(plan: Plan, cards: list[dict], verdict: dict, measured: Any) -> dic
     return result
 
 
-def _print(plan: Plan, cards: list[dict], verdict: dict, measured: Any, launched: bool) -> None:
+def _print(plan: Plan, cards: list[dict[str, Any]], verdict: dict[str, Any], measured: Any, launched: bool) -> None:
     from rich.console import Console
     from rich.table import Table
 
@@ -242,7 +242,7 @@ def _print(plan: Plan, cards: list[dict], verdict: dict, measured: Any, launched
         )
 
 
-def _print_verdict(console: Any, verdict: dict) -> None:
+def _print_verdict(console: Any, verdict: dict[str, Any]) -> None:
     card, found = verdict["card_gib"], verdict["levers"]
     console.print(f"On {card:.3g} GiB it {'fits' if verdict['fits'] else 'does not fit'}.")
     if verdict["fits"]:

@@ -309,9 +309,10 @@ def _plot(evaluation: Evaluation, output: Path) -> None:
         rows = [
             (one.name, value.mean, value.low, value.high)
             for one in evaluation.models
-            if (value := one.scores.figures.get(name)) is not None and value.mean is not None
+            if (value := one.scores.figures.get(name)) is not None
+            and not (value.mean is None or value.low is None or value.high is None)
         ]
-        lines = [(own, value[name]) for own, value in evaluation.baselines.items() if value.get(name) is not None]
+        lines = [(own, line) for own, value in evaluation.baselines.items() if (line := value.get(name)) is not None]
         if rows:
             reference = max(lines, key=lambda line: line[1]) if lines else None
             figure = interval_figure(rows, title=f"{evaluation.benchmark}: {name}", reference=reference)

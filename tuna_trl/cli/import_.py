@@ -39,7 +39,9 @@ def import_(
 
     output = one_output(output, output_option)
     known = None if shape is None else find_shape(shape)
-    tally, ranks, splits = Counter(), Counter(), []
+    tally: Counter[str] = Counter()
+    ranks: Counter[str] = Counter()
+    splits = []
     for split, rows in open_rows(source, "SRC", revision=revision, config=config).items():
         ranked = imported_rows(named(rows, split), known, skip=skip_unreadable, keep_rest=not drop_rest, tally=tally)
         first = next(ranked, None)  # a split without rows cannot be loaded again
@@ -60,7 +62,9 @@ def import_(
         typer.echo(f"Nothing in it is ranked. Next: tuna-trl rank --teacher <model> --data {path} --output <folder>")
 
 
-def _counted(first: dict[str, Any], rows: Iterator[dict[str, Any]], counts: Any, split: str) -> Iterator[dict]:
+def _counted(
+    first: dict[str, Any], rows: Iterator[dict[str, Any]], counts: Any, split: str
+) -> Iterator[dict[str, Any]]:
     from itertools import chain
 
     from tqdm import tqdm

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from operator import methodcaller
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -116,18 +117,18 @@ def judge_from_flags(
     return judge_by_name(name, **rest)
 
 
-def forget_batches(journal: Path, batches: Sequence[str] | None) -> None:
+def forget_batches(journal: str | Path | None, batches: Sequence[str] | None) -> None:
     """Take batches for lost: their questions are asked, and paid for, again."""
     from ..build.journal import Journal
     from ..errors import InputError
 
     if not batches:
         return
-    if not journal.exists():
+    if journal is None or not Path(journal).exists():
         raise InputError(f"--forget-batch: there is no journal {journal}.")
     with Journal(journal) as book:
         for batch in batches:
-            count = book.batches(lambda known, batch=batch: known.forget(batch))
+            count = book.batches(methodcaller("forget", batch))
             typer.echo(f"Batch {batch} is given up: {count} questions are asked again.", err=True)
 
 

@@ -157,7 +157,8 @@ def rank(
     from ..build.processes import my_share
     from ..build.rank import RankConfig, rank_folder, refuse_anthropic
 
-    refuse_anthropic(teacher)  # before anything is loaded
+    name = str(teacher)  # one ranker was given, and no other is left
+    refuse_anthropic(name)  # before anything is loaded
     config = RankConfig(
         length_exponent=length_exponent,
         tie_delta=tie_delta or 0.0,
@@ -170,11 +171,11 @@ def rank(
         retry_failed=retry_failed,
         max_cost=max_cost,
     )
-    server = {"extra_body": extra_body, "system": system, "include_eos": include_eos, "paid": paid, "prices": prices}
-    server |= {"concurrency": concurrency}
+    server: dict[str, Any] = {"extra_body": extra_body, "system": system, "concurrency": concurrency}
+    server |= {"include_eos": include_eos, "paid": paid, "prices": prices}
     behind = server_flags(base_url, engine, server, alone={"--dry-run": dry_run, "--no-resume": no_resume})
     rows = load_data(data, "--data")
-    scorer = _scorer(str(teacher), dtype, rows, behind, engine, workers, gpus_per_worker)
+    scorer = _scorer(name, dtype, rows, behind, engine, workers, gpus_per_worker)
     if dry_run:
         from ..build.rank_dry_run import rank_dry_run
 

@@ -129,11 +129,11 @@ def journal_beside(output: Path) -> Path:
     return output.with_name(f"{output.name}.journal.sqlite")
 
 
-def set_journal_aside(journal: Path) -> None:
+def set_journal_aside(journal: str | Path | None) -> None:
     """For --no-resume: begin a new journal, and say where the old one is."""
     from ..build.journal import set_aside
 
-    if (aside := set_aside(journal)) is not None:
+    if journal is not None and (aside := set_aside(Path(journal))) is not None:
         typer.echo(f"The journal of earlier builds is kept as {aside}.", err=True)
 
 
@@ -168,7 +168,9 @@ def _counts(path: Path) -> dict[str, Any]:
 
     from ..data.ranked_source import shard_files
 
-    rows, status, sums = Counter(), Counter(), Counter()
+    rows: Counter[str] = Counter()
+    status: Counter[str] = Counter()
+    sums: Counter[str] = Counter()
     for split, files in shard_files(path / "data").items():
         for file in files:
             table = pq.read_table(file, columns=["status", "num_responses", "num_ties"])

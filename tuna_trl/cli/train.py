@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 
@@ -137,7 +137,7 @@ def training_names() -> frozenset[str]:
     return frozenset({f.name for kind in _kinds() for f in dataclasses.fields(kind)} | {"env", "datasets"})
 
 
-def _kinds() -> tuple[type, ...]:
+def _kinds() -> tuple[Any, ...]:
     from trl import DatasetMixtureConfig, ModelConfig, ScriptArguments
 
     from ..config import TunaConfig
@@ -171,7 +171,7 @@ def _parse(config: Path | None, flags: list[str]) -> tuple[Any, Any, Any]:
     _split(config, flags)
 
     class Parser(TrlParser):
-        def error(self, message: str) -> None:  # argparse prints 120 lines of usage first
+        def error(self, message: str) -> NoReturn:  # argparse prints 120 lines of usage first
             raise InputError(message)
 
     arguments = [*(["--config", str(config)] if config else []), *flags]

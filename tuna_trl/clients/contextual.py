@@ -141,7 +141,7 @@ class ContextualProtocol:
             raise Malformed(f"task is {shown(verdict['task'])}, expected open or closed")
         if has_answer:
             answer = check_text(verdict["answer"], "answer")
-        if self.judge_answer == "ranked" and not answer.strip():
+        if self.judge_answer == "ranked" and not (answer or "").strip():
             raise Malformed("answer is empty, and nothing cannot be ranked")
         scores = tuple(_score(verdict[name], name) for name in names)
         ranking = verdict["ranking"]

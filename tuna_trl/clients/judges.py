@@ -23,7 +23,7 @@ _CLASSES = {
 }
 _ALIASES = {"reference:rouge-l": "reference", "reference:exact-match": "exact-match"}
 # arguments that the name, or the loading of the model, already gives
-_GIVEN = {"self", "model", "tokenizer"}
+_GIVEN = {"model", "tokenizer"}
 
 
 def judge_by_name(name: str, **options: Any) -> Judge:
@@ -86,7 +86,7 @@ def _split(name: str) -> tuple[str, str]:
 
 
 def _options_of(kind: str, judge: type) -> tuple[str, ...]:
-    own = [name for name in inspect.signature(judge.__init__).parameters if name not in _GIVEN]
+    own = [name for name in inspect.signature(judge).parameters if name not in _GIVEN]
     return (*own, *(("dtype", "device") if kind == "local" else ()))
 
 
@@ -101,5 +101,5 @@ def _check_options(name: str, kind: str, judge: type, options: Mapping[str, Any]
 def _loaded(name: str, *, dtype: str = "float32", device: str | None = None) -> tuple[Any, Any]:
     from ..loading import load_model, load_tokenizer
 
-    where = {} if device is None else {"device_map": {"": device}}
+    where: dict[str, Any] = {} if device is None else {"device_map": {"": device}}
     return load_model(name, dtype=dtype, **where), load_tokenizer(name)

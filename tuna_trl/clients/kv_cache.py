@@ -32,6 +32,12 @@ _UNKNOWN_TERMS = ("sliding_window", "softcap", "s_aux", "position_bias", "alibi"
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 
 
+def _filled(layer: DynamicLayer) -> tuple[Tensor, Tensor]:
+    if layer.keys is None or layer.values is None:
+        raise ValueError("The layer has not seen a prompt yet.")
+    return layer.keys, layer.values
+
+
 class RoomyLayer(DynamicLayer):
     """A `DynamicLayer` whose keys and values are views of larger tensors.
 
@@ -41,11 +47,15 @@ class RoomyLayer(DynamicLayer):
         room: tokens that will be added at most.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: DynamicLayer, repeats: int, room: int) -> None:
         super().__init__()
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
-        self._room = layer.keys.shape[-2] + room
-        self._hold(layer.keys.repeat_interleave(repeats, 0), layer.values.repeat_interleave(repeats, 0))
+        keys, values = _filled(layer)
+        self._room = keys.shape[-2] + room
+        self._hold(keys.repeat_interleave(repeats, 0), values.repeat_interleave(repeats, 0))
 
     def _hold(self, keys: Tensor, values: Tensor) -> None:
         batch, heads, length, _ = keys.shape
@@ -85,8 +95,9 @@ class BranchLayer(RoomyLayer):
         DynamicLayer.__init__(self)
         self.dtype, self.device, self.is_initialized = layer.dtype, layer.device, True
         self._room = room
-        exact = torch.promote_types(layer.keys.dtype, torch.float32)
-        self.prompt_keys, self.prompt_values = layer.keys.to(exact), layer.values.to(exact)
+        keys, values = _filled(layer)
+        exact = torch.promote_types(keys.dtype, torch.float32)
+        self.prompt_keys, self.prompt_values = keys.to(exact), values.to(exact)
         empty = [t.new_empty(len(t) * repeats, t.shape[1], 0, t.shape[3]) for t in self._prompts]
         self._hold(*empty)
 
@@ -193,7 +204,17 @@ class _Question(Branches):
 # ---- transformers' interface ----
 
 
-def _attention(module, query, key, value, attention_mask, tuna_branches=None, scaling=None, dropout=0.0, **kwargs):
+def _attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    tuna_branches: Branches | None = None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     if tuna_branches is None or query.shape[2] != 1 or dropout:
         raise NotImplementedError(f"{type(module).__name__} has not been given its branches")
     if unknown := [name for name in _UNKNOWN_TERMS if kwargs.get(name) is not None]:
@@ -235,7 +256,7 @@ def can_expand(cache: Any) -> bool:
 
     Asked by exact class: layers with recurrent state inherit a `batch_repeat_interleave` that forgets that state.
     """
-    layers = getattr(cache, "layers", None)
+    layers = getattr(cache, "layers", None) or []
     return bool(layers) and all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in layers)
 
 

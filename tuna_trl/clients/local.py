@@ -37,7 +37,7 @@ class _Branch:
     limit: int  # tokens it may still get: `max_new_tokens`, or what the model's context leaves
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish_reason: str | None = None  # None while it grows
+    finish_reason: str = ""  # while it grows
 
 
 class TransformersSampler:
@@ -215,9 +215,9 @@ class TransformersSampler:
             for step in range(sampling.max_new_tokens):
                 tokens, logprobs = draw_tokens(logits, uniforms[:, step], sampling)
                 for branch, token, logprob in zip(slots, tokens.tolist(), logprobs.tolist(), strict=True):
-                    if branch.finish_reason is None:
+                    if not branch.finish_reason:
                         _append(branch, token, logprob, ends)
-                live = [k for k, branch in enumerate(slots) if branch.finish_reason is None]
+                live = [k for k, branch in enumerate(slots) if not branch.finish_reason]
                 if not live:
                     return
                 if self._expandable and 2 * len(live) <= len(slots):

@@ -162,7 +162,8 @@ class TransformersJudge:
             InputError: the chat template does not take the request.
         """
         replies: dict[int, Reply] = {}
-        whole, short = [], []
+        whole: list[_Job] = []
+        short: list[_Job] = []
         for place, request in enumerate(requests):
             job = self._job(place, request)
             if job.room < 1:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from .base import BatchFault, BatchState, JudgeRequest, Reply
@@ -114,7 +115,7 @@ class OpenAIBatches(JudgeBatches):
             raise BatchRefused(f"{self._judge.name} refused the batch {batch_id} ({self._errors(record)}).")
         for name in filter(None, names):
             stream = self._client.files.with_streaming_response.content
-            for line in self._call.records(lambda name=name, stream=stream: stream(name)):
+            for line in self._call.records(partial(stream, name)):
                 yield str(line.get("custom_id")), self._item(line)
 
     def _line(self, key: str, request: JudgeRequest) -> bytes:

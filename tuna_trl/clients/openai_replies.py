@@ -133,11 +133,12 @@ def _choice(choice: Mapping[str, Any]) -> Choice:
     reason = choice.get("finish_reason")
     logprobs = choice.get("logprobs")
     tokens = logprobs.get("content") if isinstance(logprobs, Mapping) else None
-    well_formed = isinstance(tokens, list) and all(isinstance(token, Mapping) for token in tokens)
+    if not isinstance(tokens, list) or not all(isinstance(token, Mapping) for token in tokens):
+        tokens = None
     return Choice(
         text=text if isinstance(text, str) else "",
         finish_reason=_STOP.get(str(reason), str(reason) if reason else "unknown"),
-        tokens=tuple(_token(token) for token in tokens) if well_formed else None,
+        tokens=None if tokens is None else tuple(_token(token) for token in tokens),
     )
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cache
 from importlib import resources
@@ -213,8 +214,7 @@ def _refusal_detail(reply: Reply) -> str:
 def _no_repeated_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     result = dict(pairs)
     if len(result) != len(pairs):
-        seen: set[str] = set()
-        repeated = sorted({key for key, _ in pairs if key in seen or seen.add(key)})
+        repeated = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
         raise Malformed(f"fields given twice: {shown(repeated)}")
     return result
 

@@ -76,7 +76,7 @@ def read_jsonl_stream(path: str | Path) -> FileRows:
     return FileRows([path])
 
 
-def stream_rows(name: str, argument: str) -> dict[str, Iterable[Mapping[str, Any]]]:
+def stream_rows(name: str, argument: str) -> Mapping[str, Iterable[Mapping[str, Any]]]:
     """Rows by split: of a .jsonl, .jsonl.gz, .json, .parquet or .csv file (split `train`), of a folder of such files
     (`train.jsonl`, `test-….parquet`; another name is `train`) or of a dataset, or of a dataset on the Hub. Rows are
     read when they are gone through, not before.

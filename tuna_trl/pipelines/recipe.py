@@ -255,7 +255,9 @@ def _step(verb: str, options: dict[str, Any], state: _State, folder: Path, known
         raise InputError(f"Two stages are called {name!r}; a name is the name of a folder.")
     options = {key.replace("-", "_"): value for key, value in options.items()}
     # `data`, `model`, `prompts` of a stage stand for whatever flag takes them
-    given = {source: options.pop(source) for source in ("data", "model", "prompts", "source") if source in options}
+    given: dict[str, Any] = {
+        source: options.pop(source) for source in ("data", "model", "prompts", "source") if source in options
+    }
     for option in options:
         if option not in known:
             words = f"Stage {name} ({verb}): there is no option {option!r}."

@@ -16,7 +16,7 @@ from ..ranked_source import shard_files, shard_rows
 from ..row_streams import DatasetRows, FileRows, stream_rows
 
 
-Splits = dict[str, Iterable[Mapping[str, Any]]]
+Splits = Mapping[str, Iterable[Mapping[str, Any]]]
 
 
 def open_rows(name: str, argument: str, *, revision: str | None = None, config: str | None = None) -> Splits:

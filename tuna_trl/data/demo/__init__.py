@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files
-from typing import Literal
 
 from ...errors import InputError, did_you_mean
 
@@ -15,7 +14,7 @@ from ...errors import InputError, did_you_mean
 SPLITS = ("train", "heldout")
 
 
-def load_instructions(split: Literal["train", "heldout"]) -> list[dict[str, str]]:
+def load_instructions(split: str) -> list[dict[str, str]]:
     """The demo's rows of one split, always in the order of the file: one row of each kind in turn.
 
     So the first 16 k rows of either split hold every kind k times, and a smaller demo keeps the mix.
