@@ -133,6 +133,7 @@ def test_build_train_and_resume_from_the_command_line(tmp_path, tiny_folder):
     first = tuna("train", "--config", tmp_path / "x.yaml", "--max_steps", "2")
     assert first.returncode == 0, first.stderr
     assert (tmp_path / "out" / "adapter_model.safetensors").is_file() and (tmp_path / "out" / "README.md").is_file()
+    assert not [note for note in ("is_gradient_checkpointing", "gemm_4bit", "Warning") if note in first.stderr]
     second = tuna("train", "--config", tmp_path / "x.yaml", "--max_steps", "3")
     assert second.returncode == 0 and "Going on from" in second.stdout, second.stderr
     state = json.loads((tmp_path / "out" / "checkpoint-3" / "trainer_state.json").read_text())

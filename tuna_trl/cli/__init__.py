@@ -6,7 +6,6 @@ Exit codes: 0 done; 2 your input is wrong (one message that names what, where an
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from typing import Any, NoReturn
@@ -15,6 +14,7 @@ import typer
 from typer.core import TyperGroup
 
 from ..errors import BuildError, InputError, TrainingMemoryError
+from ..library_notes import drop_notes
 from . import (
     ablate,
     build,
@@ -102,8 +102,7 @@ def main() -> NoReturn:
     # Read by OpenMP when torch loads. At load 5 on 2 cores, threads that spin while they wait made 77 products a
     # second, threads that sleep 380, one thread 390.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # says at every import that an optional kernel is not installed, whether 4-bit weights are used or not
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    drop_notes()
     try:
         app(standalone_mode=True)
     except InputError as error:

@@ -20,6 +20,7 @@ from typing import Any
 from ..build.journal import Journal
 from ..checkpoints import set_checkpoints_aside
 from ..errors import BuildError, InputError, TrainingMemoryError
+from ..library_notes import leave_the_terminal
 from .ablation_config import LOADING, START, Arm, Sweep, make_sweep
 from .baselines import KINDS, generation_defaults, judge_reward, make_trainer, parse, training_rows
 from .stages import write_json
@@ -261,10 +262,8 @@ def _end_with_the_sweep() -> None:
 
 def main(path: str) -> int:
     """Run a `run.json`; the exit code is that of the command line."""
-    from .demo import _quiet
-
     _end_with_the_sweep()
-    _quiet()
+    leave_the_terminal()
     try:
         run_arm(json.loads(Path(path).read_text(encoding="utf-8")))
     except KeyboardInterrupt:

@@ -19,6 +19,7 @@ from ..clients.judges import judge_by_name
 from ..data.demo import load_instructions
 from ..data.hub import load_ranked, save_ranked
 from ..errors import InputError
+from ..library_notes import leave_the_terminal
 from .comparison import MODELS, compare
 from .stages import Stages, write_json
 
@@ -87,7 +88,7 @@ class _Demo:
     """One run: the stages in order, each a method that writes one output."""
 
     def __init__(self, config: DemoConfig) -> None:
-        _quiet()
+        leave_the_terminal()
         self.config = config
         self.say = config.say or _printer()
         self.judge: Judge = judge_by_name(config.judge)
@@ -308,20 +309,6 @@ def _conversations(split: Literal["train", "heldout"]) -> list[dict[str, Any]]:
 
 def _history(folder: Path) -> list[dict[str, Any]]:
     return json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
-
-
-def _quiet() -> None:
-    """Leave the terminal to the stages and to the bars of what takes long: upstream's notes on its own deprecations
-    and its bars for loading 0.5 GB are no news to whoever runs a demo."""
-    import warnings
-
-    import datasets
-    from transformers.utils import logging
-
-    warnings.simplefilter("ignore", FutureWarning)
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    datasets.disable_progress_bars()
 
 
 def _printer() -> Callable[[str], None]:
