@@ -223,9 +223,9 @@ class Asking(Asker):
             if missing := [(s, pending.retries[s]) for s, record in enumerate(pending.records) if record is None]:
                 return missing
             drawn = self._drawn(pending)
-            bad = [s for s, record in enumerate(pending.records) if not (record and _sound(record))]
-            if not self.failed(drawn):
-                bad = []
+            bad = []
+            if self.failed(drawn):
+                bad = [s for s, record in enumerate(pending.records) if not (record and _sound(record))]
             newer = {s: self.streak.record(pending.key(s, pending.retries[s] + 1)) for s in bad}
             found = {s: record for s, record in newer.items() if record is not None}
             if not found and (pending.fresh or not self.retry or not bad):
